@@ -1,0 +1,77 @@
+"""fxfuse: `torch.compile(model, backend="fxfuse")`. The one public door; every name here is re-exported.
+
+Names load when first used, so that `import fxfuse` costs next to nothing on top of `import torch`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fxfuse import testing
+    from fxfuse.authoring import Dim, Input, Param, Pattern, Scalar, one_of, pattern
+    from fxfuse.backend import Backend, fxfuse, rewrite
+    from fxfuse.errors import CaptureError, ExpectationError, FxfuseError, OptionError, PatternError
+    from fxfuse.capture import explain
+    from fxfuse.kernels import kernel
+    from fxfuse.params import cast, refresh, restore, stack, transpose
+    from fxfuse.report import Report, Site, reports
+
+_HOMES = {
+    "fxfuse.authoring": ("Dim", "Input", "Param", "Pattern", "Scalar", "one_of", "pattern"),
+    "fxfuse.errors": ("CaptureError", "ExpectationError", "FxfuseError", "OptionError", "PatternError"),
+    "fxfuse.capture": ("explain",),
+    "fxfuse.kernels": ("kernel",),
+    "fxfuse.params": ("cast", "refresh", "restore", "stack", "transpose"),
+    "fxfuse.backend": ("Backend", "fxfuse", "rewrite"),
+    "fxfuse.report": ("Report", "Site", "reports"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Backend",
+    "CaptureError",
+    "Dim",
+    "ExpectationError",
+    "FxfuseError",
+    "Input",
+    "OptionError",
+    "Param",
+    "Pattern",
+    "PatternError",
+    "Report",
+    "Scalar",
+    "Site",
+    "__version__",
+    "cast",
+    "explain",
+    "fxfuse",
+    "kernel",
+    "one_of",
+    "pattern",
+    "refresh",
+    "reports",
+    "restore",
+    "rewrite",
+    "stack",
+    "testing",
+    "transpose",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module("fxfuse.testing")
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'fxfuse' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,97 @@
+"""`Pattern`: a reference function that is at once the pattern, the oracle and the op that kernels implement."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import fx
+
+from fxfuse.authoring.captures import Capture, Dim, is_optional
+from fxfuse.authoring.terms import Line, OpTerm
+from fxfuse.authoring.trace import captures_of, run_reference, trace
+from fxfuse.errors import PatternError
+
+Constraint = Callable[[Any], None]
+
+
+class Pattern:
+    """A named subgraph, made by :func:`pattern`.
+
+    Attributes:
+        name: unique in its pack.
+        captures: name -> capture, in declaration order.
+        choices: ``one_of`` name -> labels; a match's variant has one label for each choice on its way.
+        priority: higher wins where two sites overlap.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], *, priority: int = 0) -> None:
+        code = inspect.unwrap(function).__code__
+        self.name = name
+        self.function = function
+        self.priority = priority
+        self.line = Line(code.co_filename, code.co_firstlineno)
+        self.captures: dict[str, Capture] = captures_of(function, name)
+        self.terms = trace(function, self.captures, name, self.line)
+        self.seeds = self.terms.seeds()
+        self.constraints: list[Constraint] = []
+        self.__doc__ = function.__doc__
+        self.__name__ = name
+
+    @property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        return self.terms.choices
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        found = [d for c in self.captures.values() for d in getattr(c, "dims", ()) if isinstance(d, Dim)]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def size(self) -> int:
+        """How many operations it spans; the default order of preference where sites overlap."""
+        return sum(isinstance(t, OpTerm) for t in self.terms.order)
+
+    def constraint(self, function: Constraint) -> Constraint:
+        """Add a condition: ``function(match)`` calls ``match.require(condition, message, at=...)``."""
+        if len(inspect.signature(function).parameters) != 1:
+            raise PatternError(f"a constraint of pattern {self.name!r} takes one argument, the match.")
+        self.constraints.append(function)
+        return function
+
+    def reference(self, values: Mapping[str, Any], variant: Mapping[str, str]) -> Any:
+        """The reference function on these captures (absent optional ones are None), with these alternatives."""
+        missing = {name: None for name in self.captures if name not in values}
+        return run_reference(self.function, {**missing, **values}, variant)
+
+    def describe(self) -> str:
+        """The pattern as text: captures, choices and the author's line."""
+        rows = [f"{self.name}  ({self.line})"]
+        for name, capture in self.captures.items():
+            optional = " optional" if is_optional(capture) else ""
+            kind = type(capture).__name__.strip("_")
+            rows.append(f"  {name}: {kind}{capture.describe()}{optional}")  # type: ignore[attr-defined]
+        rows += [f"  one of {name}: {', '.join(labels)}" for name, labels in self.choices.items()]
+        rows.append(f"  searched from: {', '.join(dict.fromkeys(t.op for t in self.seeds))}")
+        return "\n".join(rows)
+
+    def match(self, gm: fx.GraphModule) -> list[Any]:
+        """All matches in a graph, in graph order; see ``fxfuse.match.Match``."""
+        from fxfuse.match import find_sites  # the matcher reads patterns; here the author asks for it
+        from fxfuse.view import View
+
+        return [s.match for s in find_sites(View(gm.graph), self) if s.match is not None and s.reason is None]
+
+    def __repr__(self) -> str:
+        return f"<fxfuse pattern {self.name!r} from {self.line}>"
+
+
+def pattern(name: str, *, priority: int = 0) -> Callable[[Callable[..., Any]], Pattern]:
+    """Make a pattern of a reference function whose parameters have captures as defaults.
+
+    The function runs once, here, with symbolic values; what is wrong with it raises :class:`PatternError` now.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise PatternError(f"a pattern's name is an identifier; given {name!r}.")
+    return lambda function: Pattern(name, function, priority=priority)

@@ -1,0 +1,49 @@
+"""The command line, `fxfuse <command>`: parses arguments and hands them to the module that does the work."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from fxfuse import demo
+from fxfuse.errors import FxfuseError
+
+# Each command is a module with SUMMARY, add_arguments(parser) and run(args) -> exit code.
+COMMANDS = {"demo": demo}
+
+INTERRUPTED = 130  # what shells expect of a process ended by SIGINT
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command, for `main` and for documentation."""
+    parser = argparse.ArgumentParser(prog="fxfuse", description="Pattern-based kernel fusion for torch.compile.")
+    parser.add_argument("--version", action="version", version=f"fxfuse {version('fxfuse')}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        module.add_arguments(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors made for people and Ctrl-C end it with one line and without a traceback."""
+    args = build_parser().parse_args(argv)
+    try:
+        return COMMANDS[args.command].run(args)
+    except KeyboardInterrupt:
+        print(f"\nfxfuse {args.command}: interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except FxfuseError as error:
+        print(f"fxfuse {args.command}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

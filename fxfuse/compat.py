@@ -1,0 +1,127 @@
+"""Every private name of torch that fxfuse uses, in one place, checked at import for each supported torch.
+
+Supported: torch >= 2.11, < 2.14. A name that a release lacks is replaced here by its closest equal, and nowhere else.
+Nothing here imports Dynamo or Inductor before it is needed: `import fxfuse` stays cheap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+__all__ = [
+    "FakeTensor",
+    "FakeTensorMode",
+    "ambient_autocast",
+    "compile_fx",
+    "constant_source",
+    "cpu_multiplies_bf16",
+    "detect_fake_mode",
+    "isolated_compile",
+    "mode_names",
+    "mode_options",
+    "size_hint",
+    "statically_known_true",
+    "tagged_cache",
+]
+
+
+def statically_known_true(condition: Any) -> bool:
+    """Whether a symbolic condition holds for every input; adds no guard."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true as known  # 0.4 s, so not before it is needed
+
+    return bool(known(condition))
+
+
+def constant_source(name: str) -> Any:
+    """Dynamo's name for a graph input that comes from no variable of the user's."""
+    from torch._dynamo.source import ConstantSource
+
+    return ConstantSource(name)
+
+
+def compile_fx(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], config_patches: dict[str, Any] | None
+) -> Callable[..., Any]:
+    """Inductor, as `torch.compile` calls it."""
+    from torch._inductor.compile_fx import compile_fx as inductor
+
+    return inductor(gm, list(example_inputs), config_patches=config_patches or None)
+
+
+def mode_options(mode: str, dynamic: bool | None = None) -> dict[str, Any]:
+    """Inductor's config for a torch.compile ``mode``. Raises ``RuntimeError`` for an unknown one."""
+    from torch._inductor import list_mode_options
+
+    return dict(list_mode_options(mode, dynamic))
+
+
+def mode_names() -> tuple[str, ...]:
+    """The modes that this torch knows, without importing Inductor."""
+    return ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+def isolated_compile(model: Callable[..., Any], backend: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
+    """`torch.compile` with cache entries of its own, so that an earlier compile's recompile limit does not count."""
+    try:
+        return torch.compile(model, backend=backend, isolate_recompiles=True, **kwargs)
+    except TypeError:  # torch < 2.13
+        return torch.compile(model, backend=backend, **kwargs)
+
+
+@contextlib.contextmanager
+def tagged_cache(tag: str) -> Iterator[None]:
+    """Put ``tag`` into the keys of torch's compile caches: they do not see the bodies of our ops and kernels."""
+    config = torch.compiler.config
+    with config.patch(cache_key_tag=f"{config.cache_key_tag}|{tag}"):
+        yield
+
+
+def size_hint(size: int | torch.SymInt) -> int | None:
+    """The value that a size had while tracing, without adding a guard; None where there is none."""
+    if isinstance(size, int):
+        return size
+    node = size.node
+    hint = getattr(node, "hint", None)
+    return int(hint) if hint is not None else None
+
+
+def ambient_autocast(device_type: str) -> torch.dtype | None:
+    """The dtype of the autocast that is on now for this device type, or None."""
+    try:
+        if torch.is_autocast_enabled(device_type):
+            return torch.get_autocast_dtype(device_type)
+    except RuntimeError:  # a device type without autocast (meta)
+        return None
+    return None
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has bf16 matrix instructions that oneDNN may use (AVX512-BF16, AMX, or Arm's BF16).
+
+    ``ONEDNN_MAX_CPU_ISA`` caps what oneDNN uses, so a cap below them counts as not having them.
+    """
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if cap and cap not in {"ALL", "DEFAULT"} and "BF16" not in cap and "FP16" not in cap and "AMX" not in cap:
+        return False
+    cpu = torch.cpu
+    for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported", "_is_arm_bf16_supported"):
+        check = getattr(cpu, probe, None)
+        if check is not None and check():
+            return True
+    return torch.backends.cpu.get_cpu_capability() not in {"DEFAULT", "AVX2", "AVX512", "NO AVX"} and _arm_has_bf16()
+
+
+def _arm_has_bf16() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as info:
+            return " bf16" in info.read()
+    except OSError:
+        return False

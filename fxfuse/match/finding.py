@@ -1,0 +1,91 @@
+"""Finding every site of one pattern in one graph: matches, refused matches and near misses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxfuse.authoring import Pattern
+from fxfuse.authoring.terms import ChoiceTerm, OpTerm
+from fxfuse.match.gates import gate
+from fxfuse.match.near import Probe
+from fxfuse.match.reasons import Failure
+from fxfuse.match.search import STEP_LIMIT, Match, Search
+from fxfuse.view import Value, View
+
+
+@dataclass
+class Found:
+    """A place where a pattern matched (``reason`` is None) or nearly did."""
+
+    pattern: Pattern
+    seed: Value
+    match: Match | None = None
+    reason: Failure | None = None
+    nodes: tuple[fx.Node, ...] = ()
+    variant: dict[str, str] | None = None
+    matched: int = 0
+    total: int = 0
+
+
+def find_sites(view: View, pattern: Pattern, *, limit: int = STEP_LIMIT) -> list[Found]:
+    """All sites of ``pattern``, in graph order. At most one per seed value; sites of one root are one site."""
+    sites: list[Found] = []
+    roots: set[int] = set()
+    for seed in _seed_values(view, pattern):
+        search = Search(view, pattern, gate, limit)
+        match = search.run(seed)
+        if match is not None:
+            if id(match.root) not in roots:
+                roots.add(id(match.root))
+                size = _operations(pattern, match.variant)
+                sites.append(Found(pattern, seed, match, None, match.nodes, match.variant, size, size))
+        else:
+            sites.append(_near_miss(view, pattern, seed, search))
+    return sites
+
+
+def _seed_values(view: View, pattern: Pattern) -> list[Value]:
+    found = {id(v): v for op in dict.fromkeys(t.op for t in pattern.seeds) for v in view.find(op)}
+    order = view.effects.order
+    return sorted(found.values(), key=lambda v: order[v.node])
+
+
+def _near_miss(view: View, pattern: Pattern, seed: Value, search: Search) -> Found:
+    probe = Probe(view, pattern)
+    fits = [probe.around(t, seed) for t in pattern.seeds if t.op == seed.op]
+    fit = max(fits, key=lambda f: f.rank)
+    choices = dict(fit.choices)
+    failures = search.failures
+    if failures and (search.progress >= fit.matched or not fit.holes or failures[0].code == "STEP_LIMIT"):
+        first = failures[0]
+        choices.update(first.variant)
+        also = tuple(failures[1:])
+        matched = max(first.progress, fit.matched)
+    else:
+        first, also, matched = fit.holes[0], (*fit.holes[1:], *failures[:1]), fit.matched
+    reason = Failure(
+        first.code, first.expected, first.found, first.term, first.operand, first.reader, matched, first.variant, also
+    )
+    nodes = tuple(dict.fromkeys(n for v in fit.values for n in v.nodes)) or seed.nodes
+    total = max(_operations(pattern, choices), matched)
+    return Found(pattern, seed, None, reason, nodes, choices, matched, total)
+
+
+def _operations(pattern: Pattern, variant: dict[str, str]) -> int:
+    """How many operations of the pattern lie on the way that ``variant`` takes (the first label where it is open)."""
+    seen: set[int] = set()
+
+    def visit(term: object) -> int:
+        if id(term) in seen:
+            return 0
+        seen.add(id(term))
+        if isinstance(term, ChoiceTerm):
+            label = variant.get(term.name, next(iter(term.alternatives)))
+            return visit(term.alternatives[label])
+        if isinstance(term, OpTerm):
+            return (term.op != "cast") + sum(visit(child) for child in term.children())
+        return 0
+
+    return visit(pattern.terms.root)

@@ -1,0 +1,204 @@
+"""What a graph does besides computing values: writes in place, aliases, and switches of grad mode and autocast.
+
+Understood well enough to refuse: a site that a write or a switch could disturb is left alone. What cannot be
+understood (a foreign function, a higher-order op without a readable body) counts as writing to all its tensors.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxfuse.compat import FakeTensor
+from fxfuse.view.ops import spec_of
+
+_INPLACE_OPERATORS = {
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod,
+    operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift,
+    operator.irshift, operator.setitem, operator.delitem,
+}  # fmt: skip
+_NOT_A_WRITE = {"requires_grad_"}
+_PURE_BODIES = {"tag_activation_checkpoint", "wrap", "wrap_activation_checkpoint"}
+_GRAD_SWITCHES = {"_set_grad_enabled", "_enter_inference_mode", "_exit_inference_mode", "_set_fwd_grad_enabled"}
+_AUTOCAST_SWITCHES = {"_enter_autocast", "_exit_autocast"}
+
+
+class Effects:
+    """Writes, aliases and mode switches of one graph, read once."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+
+    @cached_property
+    def order(self) -> dict[fx.Node, int]:
+        return {node: i for i, node in enumerate(self.graph.nodes)}
+
+    @cached_property
+    def writes(self) -> list[tuple[fx.Node, tuple[fx.Node, ...]]]:
+        """Each writing node with the nodes that it writes to, in graph order."""
+        found = []
+        for node in self.graph.nodes:
+            written = tuple(written_by(node))
+            if written:
+                found.append((node, written))
+        return found
+
+    @cached_property
+    def switches(self) -> list[tuple[int, fx.Node]]:
+        return [
+            (i, node)
+            for node, i in self.order.items()
+            if node.op == "call_function" and _name(node) in _GRAD_SWITCHES | _AUTOCAST_SWITCHES
+        ]
+
+    def under_autocast(self, node: fx.Node) -> bool:
+        """Whether an autocast region that the graph itself enters is open at this node."""
+        depth = 0
+        for i, switch in self.switches:
+            if i > self.order[node]:
+                break
+            depth += {"_enter_autocast": 1, "_exit_autocast": -1}.get(_name(switch), 0)
+        return depth > 0
+
+    @cached_property
+    def _families(self) -> dict[fx.Node, fx.Node]:
+        parent: dict[fx.Node, fx.Node] = {}
+
+        def root(node: fx.Node) -> fx.Node:
+            while node in parent:
+                node = parent[node]
+            return node
+
+        by_storage: dict[int, fx.Node] = {}
+        for node in self.graph.nodes:
+            spec = spec_of(node)
+            if (spec is not None and spec.alias) or written_by_first(node):
+                source = node.args[0] if node.args else None
+                if isinstance(source, fx.Node) and root(source) is not root(node):
+                    parent[root(node)] = root(source)
+            for key in _storages(node):
+                first = by_storage.setdefault(key, node)
+                if root(first) is not root(node):
+                    parent[root(node)] = root(first)
+        return {node: root(node) for node in self.graph.nodes}
+
+    def family(self, node: fx.Node) -> fx.Node:
+        """One representative for all nodes that may share storage with this one."""
+        return self._families[node]
+
+    @cached_property
+    def _written_families(self) -> set[fx.Node]:
+        return {self.family(target) for _, targets in self.writes for target in targets}
+
+    def is_written(self, node: fx.Node) -> bool:
+        """Whether anything in the graph writes to storage that this node may share."""
+        return bool(self.writes) and self.family(node) in self._written_families
+
+
+def written_by_first(node: fx.Node) -> bool:
+    """Whether the result of this node is its first argument, written in place."""
+    return any(target is node.args[0] for target in written_by(node)) if node.args else False
+
+
+def written_by(node: fx.Node) -> Iterator[fx.Node]:
+    """The operands that this node writes to."""
+    if node.op == "call_method":
+        name = str(node.target)
+        inplace = (name.endswith("_") and not name.startswith("__")) or name in {"__setitem__", "__delitem__"}
+        inplace = inplace or (name.startswith("__i") and name.endswith("__") and name not in {"__invert__", "__iter__"})
+        if inplace and name not in _NOT_A_WRITE and isinstance(node.args[0], fx.Node):
+            yield node.args[0]
+        return
+    if node.op == "call_module":
+        return
+    if node.op != "call_function":
+        return
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        yield from _written_by_schema(node, target)
+        return
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        yield from _written_by_body(node, target)
+        return
+    if target in _INPLACE_OPERATORS:
+        if isinstance(node.args[0], fx.Node):
+            yield node.args[0]
+        return
+    out = node.kwargs.get("out")
+    if out is not None:
+        yield from _nodes_in(out)
+    name = _name(node)
+    spec = spec_of(node)
+    if node.kwargs.get("inplace") or (spec is not None and _bound_inplace(node, spec)):
+        yield from _nodes_in(node.args[:1])
+    elif spec is None:
+        module = str(getattr(target, "__module__", None) or "torch")
+        if name.endswith("_") and not name.endswith("__"):
+            yield from _nodes_in(node.args[:1])
+        elif not module.startswith(("torch", "_operator", "operator", "math", "builtins", "fxfuse")):
+            yield from _nodes_in((node.args, tuple(node.kwargs.values())))
+
+
+def _bound_inplace(node: fx.Node, spec: Any) -> bool:
+    names = [name for name, _ in spec.params]
+    if "inplace" not in names:
+        return False
+    at = names.index("inplace")
+    return len(node.args) > at and node.args[at] is True
+
+
+def _written_by_schema(node: fx.Node, target: torch._ops.OpOverload) -> Iterator[fx.Node]:
+    if not target._schema.is_mutable:
+        return
+    for i, argument in enumerate(target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+            yield from _nodes_in(value)
+
+
+def _written_by_body(node: fx.Node, target: Any) -> Iterator[fx.Node]:
+    body = body_of(node)
+    if body is None or target.name() not in _PURE_BODIES:
+        yield from _nodes_in(node.args)
+        return
+    effects = Effects(body.graph)
+    holders = [n for n in body.graph.nodes if n.op == "placeholder"]
+    for holder, operand in zip(holders, node.args[1:], strict=False):
+        if isinstance(operand, fx.Node) and effects.is_written(holder):
+            yield operand
+
+
+def body_of(node: fx.Node) -> fx.GraphModule | None:
+    """The graph inside a higher-order op whose operands are its body's placeholders, in order."""
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.HigherOrderOperator):
+        return None
+    if target.name() not in _PURE_BODIES or not node.args or not isinstance(node.args[0], fx.Node):
+        return None
+    owner = node.graph.owning_module
+    body = getattr(owner, str(node.args[0].target), None) if owner is not None else None
+    return body if isinstance(body, fx.GraphModule) else None
+
+
+def _nodes_in(operand: Any) -> Iterator[fx.Node]:
+    if isinstance(operand, fx.Node):
+        yield operand
+    elif isinstance(operand, tuple | list):
+        for item in operand:
+            yield from _nodes_in(item)
+
+
+def _storages(node: fx.Node) -> Iterator[int]:
+    value = node.meta.get("example_value", node.meta.get("val"))
+    for tensor in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(tensor, FakeTensor) and tensor.layout is torch.strided:
+            yield tensor.untyped_storage()._cdata
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
