@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
+import fxfuse
 from fxfuse import demo
-from fxfuse.errors import FxfuseError
 
-# Each command is a module with SUMMARY, add_arguments(parser) and run(args) -> exit code.
+# Each command is a module with SUMMARY, add_arguments(parser) and run(args) -> exit code. It imports torch in `run`,
+# so that help, version and Ctrl-C answer at once.
 COMMANDS = {"demo": demo}
 
 INTERRUPTED = 130  # what shells expect of a process ended by SIGINT
@@ -19,15 +19,10 @@ INTERRUPTED = 130  # what shells expect of a process ended by SIGINT
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command, for `main` and for documentation."""
     parser = argparse.ArgumentParser(prog="fxfuse", description="Pattern-based kernel fusion for torch.compile.")
-    parser.add_argument("--version", action="version", version=f"fxfuse {version('fxfuse')}")
+    parser.add_argument("--version", action="version", version=f"fxfuse {fxfuse.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, module in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=module.SUMMARY,
-            description=module.__doc__,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
+        command = commands.add_parser(name, help=module.SUMMARY, description=module.__doc__)
         module.add_arguments(command)
     return parser
 
@@ -40,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nfxfuse {args.command}: interrupted.", file=sys.stderr)
         return INTERRUPTED
-    except FxfuseError as error:
+    except Exception as error:
+        from fxfuse.errors import FxfuseError
+
+        if not isinstance(error, FxfuseError):
+            raise
         print(f"fxfuse {args.command}: {error}", file=sys.stderr)
         return 1
 

@@ -24,6 +24,7 @@ __all__ = [
     "constant_source",
     "cpu_multiplies_bf16",
     "detect_fake_mode",
+    "is_fullgraph",
     "isolated_compile",
     "mode_names",
     "mode_options",
@@ -124,4 +125,14 @@ def _arm_has_bf16() -> bool:
         with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as info:
             return " bf16" in info.read()
     except OSError:
+        return False
+
+
+def is_fullgraph() -> bool:
+    """Whether the frame that is being compiled was asked to be one graph (``fullgraph=True``)."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        return bool(InstructionTranslator.current_tx().one_graph)
+    except (AttributeError, IndexError):  # called outside a compile, or another torch
         return False

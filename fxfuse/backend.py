@@ -1,0 +1,217 @@
+"""The Dynamo backend: capture -> view -> match -> select -> rewrite -> inner compile."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxfuse import caching, compat
+from fxfuse.engine import Fused, fuse
+from fxfuse.errors import ExpectationError, OptionError, readable
+from fxfuse.expectations import judge, unmet
+from fxfuse.options import Options, parse
+from fxfuse.params import DerivedInputs
+from fxfuse.report import ReasonRecord, Report, Site, keep
+
+log = logging.getLogger("fxfuse")
+
+Compiled = Callable[..., Any]
+
+
+class Backend:
+    """A backend for ``torch.compile`` with options of its own, checked when it is made.
+
+    Two backends with equal options are equal, so Dynamo compiles once for both.
+
+    Args:
+        mode: a torch.compile mode, such as ``"reduce-overhead"``; Inductor's.
+        options: fxfuse's options as a dict, as in ``torch.compile(options=...)``.
+        keywords: the same options as keywords.
+
+    Raises:
+        OptionError: (a ValueError) an unknown option, name, value or mode.
+    """
+
+    def __init__(self, *, mode: str | None = None, options: Mapping[str, Any] | None = None, **keywords: Any) -> None:
+        self.options = parse(options, mode=mode, **keywords)
+        self._given = {**(options or {}), **keywords}
+        self._mode = mode
+        self.__name__ = "fxfuse"
+
+    def __call__(
+        self,
+        gm: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        *,
+        mode: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Compiled:
+        """Compile one captured graph. ``mode`` and ``options`` are torch.compile's, beside this backend's own."""
+        own = self.options
+        if mode is not None or options:
+            try:
+                own = parse({**self._given, **(options or {})}, mode=mode or self._mode)
+            except OptionError as error:
+                raise readable(error) from None
+        return compile_graph(gm, example_inputs, own)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Backend) and self.options == other.options
+
+    def __hash__(self) -> int:
+        return hash((Backend, self.options.patterns, self.options.kernels, self.options.inner, self.options.mode))
+
+    def __repr__(self) -> str:
+        return f"fxfuse.Backend({self.options.describe()})"
+
+
+def fxfuse(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Compiled:
+    """`torch.compile(model, backend="fxfuse")`: found by entry point, options as torch.compile passes them."""
+    try:
+        parsed = parse(options, mode=mode)
+    except OptionError as error:
+        raise readable(error) from None
+    return compile_graph(gm, example_inputs, parsed)
+
+
+def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> Compiled:
+    """Rewrite a copy of ``gm`` and compile it; compile ``gm`` itself where fxfuse fails (``on_error="fallback"``)."""
+    try:
+        fused = fuse(gm, example_inputs, options)
+        judge(fused.report, options, whole=compat.is_fullgraph())
+    except OptionError as error:
+        raise readable(error) from None
+    except Exception as error:
+        if options.on_error == "raise":
+            raise
+        fused = _failed(gm, options, error)
+    start = time.perf_counter()
+    try:
+        compiled = _inner(fused, example_inputs, options)
+    except Exception as error:
+        if not fused.changed or options.on_error == "raise":
+            raise
+        fused = _failed(gm, options, error, fused.report.sites)
+        compiled = _inner(fused, example_inputs, options)
+    fused.report.seconds["inner"] = time.perf_counter() - start
+    finish(fused.report, options)
+    return compiled
+
+
+def finish(report: Report, options: Options) -> None:
+    """Keep the report, write it where the options say so, and log its one line."""
+    keep(report)
+    log.info("%s", report.summary())
+    folder = options.report_dir or os.environ.get("FXFUSE_REPORT_DIR")
+    if folder:
+        os.makedirs(folder, exist_ok=True)
+        stem = os.path.join(folder, f"fxfuse-{os.getpid()}-{time.time_ns()}")
+        for suffix in (".json", ".txt", ".html"):
+            report.save(stem + suffix)
+
+
+def _inner(fused: Fused, example_inputs: Sequence[Any], options: Options) -> Compiled:
+    gm, examples = fused.gm, list(example_inputs)
+    if fused.derived:
+        holders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+        examples += [n.meta["example_value"] for n in holders[len(examples) :]]
+    if options.inner == "eager":
+        compiled: Compiled = gm.forward
+    elif options.inner == "aot_eager":
+        compiled = torch._dynamo.lookup_backend("aot_eager")(gm, examples)
+    else:
+        patches = compat.mode_options(options.mode) if options.mode not in (None, "default") else {}
+        patches.update(dict(options.inner_options))
+        with compat.tagged_cache(caching.tag(options.patterns)):
+            compiled = compat.compile_fx(gm, examples, patches)
+    return _with_derived(compiled, fused, example_inputs) if fused.derived else compiled
+
+
+def _with_derived(compiled: Compiled, fused: Fused, example_inputs: Sequence[Any]) -> Compiled:
+    """The compiled graph, fed on each call with the derived weights of that call's live arguments."""
+    inputs = DerivedInputs(fused.derived, on_note=_note_on(fused.report))
+    if all(_is_real(example_inputs[p]) for one in fused.derived for p in one.positions):
+        inputs(example_inputs)  # weights move now, after the inner compile, and not during the first call
+
+    def call(*args: Any) -> Any:
+        return compiled(*args, *inputs(args))
+
+    return call
+
+
+def _is_real(tensor: Any) -> bool:
+    return isinstance(tensor, torch.Tensor) and not isinstance(tensor, compat.FakeTensor)
+
+
+def _note_on(report: Report) -> Callable[[str], None]:
+    def note(sentence: str) -> None:
+        report.notes = (*report.notes, sentence)
+        log.info("fxfuse: %s", sentence)
+
+    return note
+
+
+_WARNED: set[str] = set()
+
+
+def _failed(gm: fx.GraphModule, options: Options, error: Exception, sites: Sequence[Site] = ()) -> Fused:
+    """The original graph, with a report that says why; one warning for each kind of failure."""
+    what = f"{type(error).__name__}: {error}".splitlines()[0]
+    if what not in _WARNED:
+        _WARNED.add(what)
+        warnings.warn(f"fxfuse failed and compiles the original graph (REWRITE_ERROR): {what}", stacklevel=2)
+    detail = ReasonRecord("REWRITE_ERROR", what)
+    lost = [s for s in sites if s.outcome == "rewritten"] or [
+        Site(p.name, {}, (), "missed") for p in options.patterns
+    ]  # fmt: skip
+    rest = [s for s in sites if s.outcome != "rewritten"]
+    failed = [
+        Site(
+            s.pattern, s.variant, s.modules, "kept" if sites else "missed", "REWRITE_ERROR", what,
+            matched_nodes=s.matched_nodes, pattern_nodes=s.pattern_nodes, root=s.root, nodes=s.nodes, detail=detail,
+        )
+        for s in lost
+    ]  # fmt: skip
+    report = Report(tuple([*failed, *rest]), nodes=len(gm.graph.nodes), options=options.describe())
+    return Fused(gm, report)
+
+
+def rewrite(program: fx.GraphModule, *, options: Mapping[str, Any] | None = None) -> Report:
+    """The engine as a pass: rewrite a captured GraphModule in place.
+
+    The graph keeps its inputs, so weights are read as they are (``separate``) or derived in the graph (``inline``).
+
+    Raises:
+        TypeError: not a GraphModule.
+        OptionError: as :class:`Backend`.
+        ExpectationError: a count in ``expect`` or ``expect_rewritten`` was not met; then nothing was changed.
+    """
+    if not isinstance(program, fx.GraphModule):
+        raise TypeError(f"fxfuse.rewrite takes a torch.fx.GraphModule; given {type(program).__name__}.")
+    parsed = parse(options)
+    examples = [n.meta.get("example_value", n.meta.get("val")) for n in program.graph.nodes if n.op == "placeholder"]
+    fused = fuse(program, examples, parsed, may_add_inputs=False)
+    problems = unmet(fused.report, parsed)
+    if problems:
+        raise ExpectationError(" ".join(problems))
+    if fused.changed:
+        for name, module in fused.gm.named_children():
+            setattr(program, name, module)
+        program.graph = fused.gm.graph
+        program.recompile()
+    return fused.report
+
+

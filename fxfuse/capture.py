@@ -1,0 +1,117 @@
+"""`explain`: what one call would compile, captured and matched, through graph breaks, without compiling it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxfuse import compat
+from fxfuse.engine import fuse, with_graph_number
+from fxfuse.errors import CaptureError
+from fxfuse.expectations import judge
+from fxfuse.options import Options, parse
+from fxfuse.report import Report
+
+
+def explain(
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+) -> Report:
+    """What ``torch.compile(model, backend="fxfuse", options=options)`` would do on this call.
+
+    The model runs once, in eager; random state is restored; no parameter is moved. Sites of all graphs are in one
+    report, with absolute module paths.
+
+    Args:
+        model: a module or function; one that is compiled already is looked at underneath.
+        args, kwargs: of the call, as for ``torch.export.export``.
+        options: fxfuse's options; ``expect`` and its kind are judged over the whole call.
+
+    Raises:
+        OptionError: a bad option.
+        ExpectationError: a count, glob or named pattern that the call does not meet.
+        CaptureError: Dynamo captured no graph.
+        TypeError: ``args`` is not a sequence of positional arguments.
+    """
+    if isinstance(args, torch.Tensor) or not isinstance(args, Sequence):
+        raise TypeError(f"explain takes args as a tuple of positional arguments; given {type(args).__name__}.")
+    parsed = parse(options)
+    reports = capture(model, args, kwargs or {}, parsed)
+    merged = merge(reports, parsed)
+    judge(merged, parsed, whole=True)
+    return merged
+
+
+def capture(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options) -> list[Report]:
+    """One report for each graph that Dynamo captures in one eager call of the model."""
+    model = getattr(model, "_orig_mod", model)
+    names = {}
+    if isinstance(model, torch.nn.Module):
+        names = {id(p): path for path, p in model.named_parameters(remove_duplicate=False)}
+    reports: list[Report] = []
+    failures: list[Exception] = []
+
+    def look(gm: fx.GraphModule, examples: list[Any]) -> Any:
+        try:
+            fused = fuse(gm, examples, options, names=names)
+            reports.append(with_graph_number(fused.report, len(reports)))
+        except Exception as error:  # Dynamo would wrap it; it is raised below as it is
+            failures.append(error)
+        return gm.forward
+
+    with _underneath(model), torch.random.fork_rng(devices=_devices()):
+        compat.isolated_compile(model, look)(*args, **kwargs)
+    if failures:
+        raise failures[0]
+    if not reports:
+        raise CaptureError(
+            "Dynamo captured no graph in this call: the model ran in eager only. Common causes: the recompile limit "
+            "was reached, torch.compile is disabled here, or the call does nothing with tensors."
+        )
+    return reports
+
+
+def merge(reports: Sequence[Report], options: Options) -> Report:
+    """One report over several graphs of one call."""
+    seconds: dict[str, float] = {}
+    for report in reports:
+        for phase, time in report.seconds.items():
+            seconds[phase] = seconds.get(phase, 0.0) + time
+    return Report(
+        sites=tuple(s for r in reports for s in r.sites),
+        graphs=len(reports),
+        nodes=sum(r.nodes for r in reports),
+        options=options.describe(),
+        versions={"torch": torch.__version__},
+        seconds=seconds,
+        notes=tuple(n for r in reports for n in r.notes),
+    )
+
+
+@contextlib.contextmanager
+def _underneath(model: Any) -> Iterator[None]:
+    """For the time of the call, modules compiled in place (``module.compile()``) run as they were."""
+    compiled = []
+    if isinstance(model, torch.nn.Module):
+        compiled = [m for m in model.modules() if m._compiled_call_impl is not None]
+    saved = [m._compiled_call_impl for m in compiled]
+    try:
+        for module in compiled:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, call in zip(compiled, saved, strict=True):
+            module._compiled_call_impl = call
+
+
+def _devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+
+

@@ -1,0 +1,342 @@
+"""The engine: one captured graph in, one rewritten copy and its report out.
+
+match -> select -> choose a kernel and a placement -> rewrite. It compiles nothing and changes no parameter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxfuse import paths
+from fxfuse.authoring.captures import is_scalar
+from fxfuse.describe import reason_record
+from fxfuse.errors import OptionError
+from fxfuse.kernels import Kernel, SiteFacts, choose
+from fxfuse.kernels.registry import named
+from fxfuse.match import Failure, Found, Match, find_sites, select
+from fxfuse.options import Options
+from fxfuse.params import Derived, NotShareable, Transform
+from fxfuse.params.share import _require_shareable, find
+from fxfuse.report import Report, Site
+from fxfuse.rewriting import Editor, copy_graph_module
+from fxfuse.view import Leaf, Value, View
+from fxfuse.view.effects import body_of
+from fxfuse.view.leaves import LeafKind, innermost_roots, stack_path
+
+
+@dataclass
+class Plan:
+    """What will be done with one match."""
+
+    found: Found
+    kernel: Kernel | None
+    placement: str
+    why: str
+    failure: Failure | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Fused:
+    """A rewritten copy of a graph. ``derived`` are the inputs it has beyond the captured graph's."""
+
+    gm: fx.GraphModule
+    report: Report
+    derived: tuple[Derived, ...] = ()
+    changed: bool = False
+    plans: list[Plan] = field(default_factory=list)
+
+
+def fuse(
+    gm: fx.GraphModule,
+    examples: Sequence[Any],
+    options: Options,
+    *,
+    names: Mapping[int, str] | None = None,
+    may_add_inputs: bool = True,
+) -> Fused:
+    """Match ``options.patterns`` in ``gm`` and rewrite a copy of it.
+
+    Args:
+        examples: the live arguments of this graph, in order (may be empty: then what is a parameter is told by meta).
+        names: ``id`` of a parameter -> its full path, where the caller knows the model.
+        may_add_inputs: whether the caller can feed derived weights to the graph as further arguments.
+
+    Raises:
+        OptionError: a kernel that the options name cannot run at a site.
+    """
+    report = Report(nodes=len(gm.graph.nodes), options=options.describe())
+    work = _Work(gm, examples, options, names or {}, report, may_add_inputs)
+    return work.run()
+
+
+class _Work:
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        examples: Sequence[Any],
+        options: Options,
+        names: Mapping[int, str],
+        report: Report,
+        may_add_inputs: bool,
+    ) -> None:
+        self.gm = gm
+        self.examples = examples
+        self.options = options
+        self.names = names
+        self.report = report
+        self.may_add_inputs = may_add_inputs
+
+    def run(self) -> Fused:
+        clock = time.perf_counter
+        start = clock()
+        view = View(self.gm.graph, self.examples)
+        plans = self._plans(view, in_body=not self.may_add_inputs)
+        bodies = [(node, *made) for node in self.gm.graph.nodes if (made := self._body(node, view)) is not None]
+        self.report.seconds["match"] = clock() - start
+        start = clock()
+        wanted = any(p.kernel for p in plans) or any(p.kernel for _, _, ps in bodies for p in ps)
+        sites: list[Site] = []
+        gm, derived = self.gm, ()
+        if wanted:
+            gm, mapping = copy_graph_module(self.gm)
+            editor = Editor(gm, mapping)
+            sites += self._apply(plans, editor)
+            for node, body, body_plans in bodies:
+                copy, body_mapping = copy_graph_module(body)
+                inner = Editor(copy, body_mapping)
+                sites += self._apply(body_plans, inner)
+                inner.finish()
+                setattr(gm, str(node.args[0].target), copy)
+            editor.finish()
+            derived = tuple(editor.derived)
+        else:
+            sites += [self._site(p, ()) for ps in (plans, *(ps for _, _, ps in bodies)) for p in ps]
+        self.report.seconds["rewrite"] = clock() - start
+        self.report.sites = tuple(sites)
+        every = [*plans, *(p for _, _, ps in bodies for p in ps)]
+        return Fused(gm, self.report, derived, wanted, every)
+
+    # --- what to do with each match ---------------------------------------------------------------------------------
+
+    def _plans(self, view: View, *, in_body: bool) -> list[Plan]:
+        found: list[Found] = []
+        for pattern in self.options.patterns:
+            found += find_sites(view, pattern)
+        for site in found:
+            if site.match is not None and self.options.paths and not paths.selected(self._modules(site), self.options.paths):
+                site.reason = Failure("DISABLED", f"outside paths={list(self.options.paths)}", operand=site.seed)
+        select(found)
+        return [self._plan(site, in_body) for site in found]
+
+    def _body(self, node: fx.Node, view: View) -> tuple[fx.GraphModule, list[Plan]] | None:
+        """The plans for the body of a higher-order op, whose inputs are what its operands are."""
+        body = body_of(node)
+        if body is None or len(node.args[0].users) != 1:  # type: ignore[union-attr]
+            return None
+        leaves = []
+        for operand in node.args[1:]:
+            value = view.value(operand) if isinstance(operand, fx.Node) else None
+            leaf = value.leaf if value is not None else None
+            leaves.append(leaf or Leaf(LeafKind.INPUT, str(operand)))
+        holders = sum(n.op == "placeholder" for n in body.graph.nodes)
+        if holders != len(leaves):
+            return None
+        return body, self._plans(View(body.graph, leaves=leaves), in_body=True)
+
+    def _plan(self, site: Found, in_body: bool) -> Plan:
+        match, pattern = site.match, site.pattern
+        if match is None or site.reason is not None:
+            return Plan(site, None, "", "", site.reason)
+        wish = self.options.kernel_for(pattern.name)
+        if wish == "off":
+            return Plan(site, None, "", "", Failure("DISABLED", f"kernels={{{pattern.name!r}: 'off'}}", operand=match.root))
+        facts = _facts(match)
+        placement = self.options.weights_for(pattern.name)
+        if wish is not None:
+            kernel, why = named(pattern, wish, facts)
+            if kernel is None:
+                where = ", ".join(self._modules(site))
+                raise OptionError(f"kernels[{pattern.name!r}]={wish!r} cannot run at {where}: {why}.")
+            return self._place(site, kernel, why, placement, facts, in_body)
+        derived = placement in {"share", "copy", "inline"} or (
+            placement == "auto" and facts.device == "cuda" and not facts.needs_grad and not in_body
+        )
+        kernel, why = choose(pattern, facts, derived=derived)
+        if kernel is None and derived and placement == "auto":
+            kernel, why = choose(pattern, facts, derived=False)
+        if kernel is None:
+            return Plan(site, None, "", "", Failure("NO_KERNEL", why, operand=match.root))
+        return self._place(site, kernel, why, placement, facts, in_body)
+
+    def _place(
+        self, site: Found, kernel: Kernel, why: str, placement: str, facts: SiteFacts, in_body: bool
+    ) -> Plan:
+        """Where the kernel finds its weights; a placement that cannot be had becomes `separate`, with a note."""
+        if not kernel.derive:
+            notes = ()
+            if placement not in {"auto", "separate"}:
+                notes = (f"weights={placement!r} does not apply: kernel {kernel.name} reads the parameters as they are",)
+            return Plan(site, kernel, "separate", why, notes=notes)
+        if placement == "inline":
+            return Plan(site, kernel, "inline", why)
+        wanted = "share" if placement == "auto" else placement
+        problem = "weights='separate' allows no derived weight" if wanted == "separate" else None
+        problem = problem or self._refusal(site, kernel, wanted, facts, in_body)
+        if problem is None:
+            return Plan(site, kernel, wanted, why)
+        note = f"weights are not placed by {wanted!r}: {problem}"
+        plain, other = choose(site.pattern, facts, derived=False)
+        asked = self.options.kernel_for(site.pattern.name) is not None
+        if asked or plain is None:
+            if wanted == "separate":
+                raise OptionError(f"kernels[{site.pattern.name!r}]={kernel.name!r} derives a weight, and {problem}.")
+            return Plan(site, kernel, "inline", why, notes=(note,))
+        return Plan(site, plain, "separate", other, notes=(note,))
+
+    def _refusal(self, site: Found, kernel: Kernel, placement: str, facts: SiteFacts, in_body: bool) -> str | None:
+        """Why the kernel's derived weights cannot be placed so, or None."""
+        assert site.match is not None
+        if facts.needs_grad:
+            return "REQUIRES_GRAD: the sources must stay differentiable operands"
+        if in_body:
+            return "its graph cannot be given another input (the body of a higher-order op, or a rewrite in place)"
+        for _, transform in kernel.derive:
+            sources = self._sources(site.match, transform)
+            if sources is None:
+                return "the live parameters are not at hand"
+            if placement == "copy":
+                size = sum(s.nbytes for s in sources)
+                budget = self.options.extra_memory * size
+                if size > budget:
+                    return f"a copy wants {size} bytes, and extra_memory={self.options.extra_memory:g} grants {int(budget)}"
+                continue
+            if not transform.shareable:
+                return f"{transform.describe()} cannot hold its sources"
+            try:
+                if find(sources, transform) is None:
+                    _require_shareable(sources, transform, False)
+            except NotShareable as refused:
+                return str(refused)
+        return None
+
+    def _sources(self, match: Match, transform: Transform) -> list[torch.Tensor] | None:
+        out = []
+        for name in transform.sources:
+            value = match.captures[name]
+            position = value.leaf.position if isinstance(value, Value) and value.leaf is not None else None
+            example = self.examples[position] if position is not None and position < len(self.examples) else None
+            if not isinstance(example, torch.Tensor) or isinstance(example, torch._subclasses.FakeTensor):
+                return None
+            out.append(example)
+        return out
+
+    # --- doing it ---------------------------------------------------------------------------------------------------
+
+    def _apply(self, plans: Sequence[Plan], editor: Editor) -> list[Site]:
+        sites = []
+        for plan in plans:
+            if plan.kernel is None:
+                sites.append(self._site(plan, ()))
+                continue
+            assert plan.found.match is not None
+            try:
+                made = editor.replace(plan.found.match, plan.kernel, plan.placement)
+            except Exception as error:
+                if self.options.on_error == "raise":
+                    raise
+                what = f"{type(error).__name__}: {error}"
+                plan.failure = Failure("REWRITE_ERROR", what, operand=plan.found.match.root)
+                plan.kernel = None
+                sites.append(self._site(plan, ()))
+                continue
+            sites.append(self._site(plan, made))
+        return sites
+
+    def _site(self, plan: Plan, made: Sequence[fx.Node]) -> Site:
+        found, failure = plan.found, plan.failure
+        outcome = "rewritten"
+        if failure is not None:
+            kept = found.match is not None and failure.code in {"DISABLED", "NO_KERNEL", "COST", "REWRITE_ERROR"}
+            outcome = "kept" if kept else "missed"
+        match = found.match
+        shared = extra = 0
+        if plan.kernel is not None and match is not None:
+            for _, transform in plan.kernel.derive:
+                size = sum(v.meta.nbytes for s in transform.sources if isinstance(v := match.captures[s], Value))
+                shared += size if plan.placement == "share" else 0
+                extra += size if plan.placement == "copy" else 0
+        values = match.interior if match is not None else ()
+        return Site(
+            pattern=found.pattern.name,
+            variant=dict(found.variant or {}),
+            modules=self._modules(found),
+            outcome=outcome,
+            code=failure.code if failure is not None else "",
+            reason=failure.sentence() if failure is not None else "",
+            kernel=plan.kernel.name if plan.kernel is not None else "",
+            why_kernel=plan.why if plan.kernel is not None else "",
+            weights=plan.placement if plan.kernel is not None else "",
+            extra_bytes=extra,
+            shared_bytes=shared,
+            matched_nodes=found.matched,
+            pattern_nodes=found.total,
+            root=match.root.node.name if match is not None else found.seed.node.name,
+            nodes=tuple(n.name for n in found.nodes),
+            new_nodes=tuple(n.name for n in made),
+            steps=tuple(dict.fromkeys(step for v in values for step in v.steps)),
+            detail=reason_record(failure) if failure is not None else None,
+            also=tuple(reason_record(f) for f in failure.also[:4]) if failure is not None else (),
+            notes=plan.notes,
+        )
+
+    def _modules(self, found: Found) -> tuple[str, ...]:
+        stacks = innermost_roots([stack_path(n) for n in found.nodes])
+        if not self.names or found.match is None:
+            return stacks
+        full = []
+        for value in found.match.captures.values():
+            if isinstance(value, Value) and value.leaf is not None and value.leaf.position is not None:
+                example = self.examples[value.leaf.position] if value.leaf.position < len(self.examples) else None
+                path = self.names.get(id(example))
+                if path is not None:
+                    full.append((value.leaf.path, path))
+        return tuple(paths.absolute(module, full) for module in stacks)
+
+
+def _facts(match: Match) -> SiteFacts:
+    inputs = [v for v in match.captures.values() if isinstance(v, Value) and v.shape is not None]
+    first = next((v for v in inputs if v.leaf is None or v.leaf.kind is LeafKind.INPUT), inputs[0])
+    rows: Any = 1
+    for size in (first.shape or (1,))[:-1]:
+        rows = rows * size
+    device = first.device.type if first.device is not None else "cpu"
+    capability = None
+    if device == "cuda" and torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability(first.device)
+    captures = match.pattern.captures
+    return SiteFacts(
+        device=device,
+        capability=capability,
+        dtype=first.dtype,
+        rows=rows,
+        variant=match.variant,
+        present=frozenset(name for name, v in match.captures.items() if v is not None),
+        symbolic_scalars=frozenset(
+            name for name, v in match.captures.items() if is_scalar(captures[name]) and isinstance(v, Value)
+        ),
+        needs_grad=torch.is_grad_enabled() and any(getattr(v.meta, "requires_grad", False) for v in inputs),
+    )
+
+
+def with_graph_number(report: Report, number: int) -> Report:
+    """The report with its sites numbered as those of one graph among several."""
+    report.sites = tuple(replace(site, graph=number) for site in report.sites)
+    return report
+

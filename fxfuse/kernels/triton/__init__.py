@@ -1,0 +1,1 @@
+"""Kernels written in Triton. Only the modules in here import triton, so import them late."""

@@ -1,0 +1,60 @@
+"""The pattern library: packs found by entry point, and the names by which their patterns are known."""
+
+from __future__ import annotations
+
+import functools
+import pkgutil
+import warnings
+from importlib import import_module, metadata
+
+from fxfuse.authoring import Pattern
+from fxfuse.errors import OptionError, unknown
+
+GROUP = "fxfuse.patterns"
+
+
+@functools.cache
+def all_patterns() -> dict[str, Pattern]:
+    """Every pattern of every installed pack, by ``pack::name``; a pack that fails to import is warned about."""
+    found: dict[str, Pattern] = {}
+    for entry in sorted(metadata.entry_points(group=GROUP), key=lambda e: (e.name != "fxfuse", e.name)):
+        try:
+            module = entry.load()
+            pages = [module]
+            for page in pkgutil.iter_modules(getattr(module, "__path__", ())):
+                pages.append(import_module(f"{module.__name__}.{page.name}"))
+        except Exception as error:
+            warnings.warn(f"fxfuse: pattern pack {entry.name!r} ({entry.value}) cannot be loaded: {error}", stacklevel=2)
+            continue
+        for page in pages:
+            for value in vars(page).values():
+                if isinstance(value, Pattern):
+                    found.setdefault(f"{entry.name}::{value.name}", value)
+    return found
+
+
+def defaults() -> tuple[Pattern, ...]:
+    """The patterns that are active where the user names none: the standard library's."""
+    return tuple(p for name, p in all_patterns().items() if name.startswith("fxfuse::"))
+
+
+def qualified(pattern: Pattern) -> str:
+    """``pack::name``, or the bare name of a pattern that belongs to no pack."""
+    return next((name for name, p in all_patterns().items() if p is pattern), pattern.name)
+
+
+def lookup(name: str, key: str) -> Pattern:
+    """The pattern of this name, ``pack::name`` where two packs share one.
+
+    Raises:
+        OptionError: no such pattern, or an ambiguous name.
+    """
+    known = all_patterns()
+    if name in known:
+        return known[name]
+    same = [full for full in known if full.split("::", 1)[1] == name]
+    if len(same) == 1:
+        return known[same[0]]
+    if same:
+        raise OptionError(f"{key}: pattern {name!r} is in several packs; name one of {same}.")
+    raise OptionError(f"{key}: " + unknown("pattern", name, [n.split("::", 1)[1] for n in known]))

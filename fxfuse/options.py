@@ -1,0 +1,228 @@
+"""Options: what `options={...}` and `Backend(...)` accept, checked at once and in full before anything happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fxfuse import library
+from fxfuse.authoring import Pattern
+from fxfuse.compat import mode_names
+from fxfuse.errors import OptionError, unknown
+from fxfuse.kernels import kernels_for
+
+PLACEMENTS = ("auto", "separate", "share", "copy", "inline")
+INNER = ("inductor", "aot_eager", "eager")
+ON_MISS = ("silent", "warn", "error")
+ON_ERROR = ("fallback", "raise")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one compile; hashable, so that equal ones share Dynamo's cache entries.
+
+    ``patterns`` are the active ones; ``named`` those that the user named, which are rewritten wherever they match.
+    """
+
+    patterns: tuple[Pattern, ...]
+    named: frozenset[str] = frozenset()
+    paths: tuple[str, ...] = ()
+    kernels: tuple[tuple[str, str], ...] = ()
+    expect: tuple[tuple[str, int], ...] = ()
+    expect_rewritten: tuple[tuple[str, int], ...] = ()
+    on_miss: str = "warn"
+    on_error: str = "fallback"
+    weights: str | tuple[tuple[str, str], ...] = "auto"
+    extra_memory: float = 0.0
+    inner: str = "inductor"
+    inner_options: tuple[tuple[str, Any], ...] = ()
+    mode: str | None = None
+    report_dir: str | None = None
+
+    def kernel_for(self, pattern: str) -> str | None:
+        """The kernel that the user named for a pattern, ``"off"``, or None."""
+        return dict(self.kernels).get(pattern)
+
+    def weights_for(self, pattern: str) -> str:
+        return self.weights if isinstance(self.weights, str) else dict(self.weights).get(pattern, "auto")
+
+    def describe(self) -> dict[str, Any]:
+        """The options as plain data, for reports and cache keys."""
+        out: dict[str, Any] = {"patterns": [library.qualified(p) for p in self.patterns]}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.name in {"patterns", "named"} or value == f.default:
+                continue
+            pairs = isinstance(value, tuple) and value and isinstance(value[0], tuple)
+            out[f.name] = dict(value) if pairs else list(value) if isinstance(value, tuple) else value
+        return out
+
+
+VALID = ("patterns", "add", "drop", *(f.name for f in dataclasses.fields(Options) if f.name not in {"patterns", "named"}), "verify")
+
+
+def parse(options: Mapping[str, Any] | None = None, *, mode: str | None = None, **keywords: Any) -> Options:
+    """Check a dict of options (and keywords) into :class:`Options`.
+
+    Raises:
+        OptionError: an unknown key, name, value or mode; the message lists the valid ones.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise OptionError(f"options is a dict; given {type(options).__name__}.")
+    given = {**(options or {}), **keywords}
+    for key in given:
+        if key not in VALID:
+            raise OptionError(unknown("option", key, VALID))
+    if mode is not None:
+        if "mode" in given:
+            raise OptionError("mode is given twice: as `mode=` and in options.")
+        given["mode"] = mode
+    out: dict[str, Any] = {}
+    out["patterns"], out["named"] = _patterns(given)
+    active = {p.name for p in out["patterns"]}
+    for key, read in _READERS.items():
+        if key in given:
+            out[key] = read(key, given[key])
+    for name, kernel in out.get("kernels", ()):
+        _known_pattern("kernels", name)
+        known = kernels_for(name)
+        if kernel != "off" and kernel not in known:
+            raise OptionError(f"kernels[{name!r}]: " + unknown("kernel", kernel, [*known, "off"]))
+        if name in active and kernel != "off":
+            out["named"] = out["named"] | {name}
+    for key in ("expect", "expect_rewritten"):
+        for name, _ in out.get(key, ()):
+            _known_pattern(key, name)
+            if name not in active:
+                raise OptionError(f"{key} counts {name!r}, which is not among the active patterns: {sorted(active)}.")
+    if given.get("verify", False) not in (False, None):
+        raise OptionError(f"verify takes False in this version; given {given['verify']!r}.")
+    if out.get("mode") is not None and out.get("inner", "inductor") != "inductor":
+        raise OptionError(f"mode={out['mode']!r} is Inductor's; it cannot go with inner={out['inner']!r}.")
+    return Options(**out)
+
+
+def _patterns(given: Mapping[str, Any]) -> tuple[tuple[Pattern, ...], frozenset[str]]:
+    named: set[str] = set()
+    if "patterns" in given and given["patterns"] is not None:
+        if "add" in given or "drop" in given:
+            raise OptionError("patterns is the exact list; it cannot go with add or drop.")
+        chosen = [_pattern("patterns", item) for item in _list("patterns", given["patterns"])]
+        named = {p.name for p in chosen}
+    else:
+        chosen = list(library.defaults())
+        for item in _list("add", given.get("add", ())):
+            added = _pattern("add", item)
+            named.add(added.name)
+            if added not in chosen:
+                chosen.append(added)
+        for item in _list("drop", given.get("drop", ())):
+            dropped = _pattern("drop", item)
+            if dropped not in chosen:
+                raise OptionError(f"drop names {dropped.name!r}, which is not active: {[p.name for p in chosen]}.")
+            chosen.remove(dropped)
+    names = [p.name for p in chosen]
+    twice = {n for n in names if names.count(n) > 1}
+    if twice:
+        raise OptionError(f"pattern {sorted(twice)[0]!r} is active twice; name each once.")
+    return tuple(chosen), frozenset(named)
+
+
+def _pattern(key: str, item: Any) -> Pattern:
+    if isinstance(item, Pattern):
+        return item
+    if not isinstance(item, str):
+        raise OptionError(f"{key} holds pattern names and Pattern objects; given {item!r}.")
+    return library.lookup(item, key)
+
+
+def _known_pattern(key: str, name: str) -> None:
+    if name not in {p.name for p in library.all_patterns().values()} and not kernels_for(name):
+        raise OptionError(f"{key}: " + unknown("pattern", name, library.all_patterns()))
+
+
+def _list(key: str, value: Any) -> Sequence[Any]:
+    if isinstance(value, (str, Pattern)) or not isinstance(value, Sequence | set | frozenset):
+        raise OptionError(f"{key} is a list; given {value!r}.")
+    return list(value)
+
+
+def _one_of(values: Sequence[str]) -> Callable[[str, Any], Any]:
+    def read(key: str, value: Any) -> Any:
+        if not isinstance(value, str) or value not in values:
+            raise OptionError(unknown(f"value of {key}:", value, values))
+        return value
+
+    return read
+
+
+def _counts(key: str, value: Any) -> tuple[tuple[str, int], ...]:
+    if not isinstance(value, Mapping):
+        raise OptionError(f"{key} is a dict of pattern name to count; given {value!r}.")
+    for name, count in value.items():
+        if not isinstance(name, str) or not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise OptionError(f"{key} maps pattern names to counts of at least 0; given {name!r}: {count!r}.")
+    return tuple(sorted(value.items()))
+
+
+def _kernels(key: str, value: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) and isinstance(v, str) for k, v in value.items()):
+        raise OptionError(f"{key} is a dict of pattern name to kernel name or 'off'; given {value!r}.")
+    return tuple(sorted(value.items()))
+
+
+def _weights(key: str, value: Any) -> str | tuple[tuple[str, str], ...]:
+    if isinstance(value, Mapping):
+        for name, placement in value.items():
+            _known_pattern(key, name)
+            _one_of(PLACEMENTS)(f"{key}[{name!r}]", placement)
+        return tuple(sorted(value.items()))
+    return str(_one_of(PLACEMENTS)(key, value))
+
+
+def _paths(key: str, value: Any) -> tuple[str, ...]:
+    globs = [value] if isinstance(value, str) else _list(key, value)
+    if not all(isinstance(g, str) and g for g in globs):
+        raise OptionError(f"{key} holds globs over module paths, such as 'model.layers.*.mlp'; given {value!r}.")
+    return tuple(globs)
+
+
+def _fraction(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise OptionError(f"{key} is a fraction of the fused parameters' bytes, at least 0; given {value!r}.")
+    return float(value)
+
+
+def _inner_options(key: str, value: Any) -> tuple[tuple[str, Any], ...]:
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+        raise OptionError(f"{key} is a dict of Inductor options; given {value!r}.")
+    return tuple(sorted(value.items()))
+
+
+def _directory(key: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str | os.PathLike):
+        raise OptionError(f"{key} is a directory; given {value!r}.")
+    return None if value is None else os.fspath(value)
+
+
+def _mode(key: str, value: Any) -> str | None:
+    return None if value is None else str(_one_of(mode_names())(key, value))
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "paths": _paths,
+    "kernels": _kernels,
+    "expect": _counts,
+    "expect_rewritten": _counts,
+    "on_miss": _one_of(ON_MISS),
+    "on_error": _one_of(ON_ERROR),
+    "weights": _weights,
+    "extra_memory": _fraction,
+    "inner": _one_of(INNER),
+    "inner_options": _inner_options,
+    "mode": _mode,
+    "report_dir": _directory,
+}

@@ -1,0 +1,43 @@
+"""Module paths: globs over them, and absolute ones for paths that Dynamo gives relative to a frame."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+
+@functools.cache
+def _compiled(glob: str) -> re.Pattern[str]:
+    pieces = []
+    for piece in re.split(r"(\*\*|\*)", glob):
+        pieces.append({"**": ".*", "*": r"[^.]*"}.get(piece) or re.escape(piece))
+    return re.compile("".join(pieces) + r"(\..*)?")
+
+
+def hits(glob: str, path: str) -> bool:
+    """Whether the glob names this module or one that contains it: ``*`` is one segment, ``**`` any number."""
+    return _compiled(glob.removeprefix("!")).fullmatch(path) is not None
+
+
+def selected(modules: Sequence[str], globs: Sequence[str]) -> bool:
+    """Whether a site is wanted: one of its modules is hit by a glob, none by one that begins with ``!``."""
+    wanted = [g for g in globs if not g.startswith("!")]
+    if any(hits(g, m) for g in globs if g.startswith("!") for m in modules):
+        return False
+    return not wanted or any(hits(g, m) for g in wanted for m in modules)
+
+
+def absolute(module: str, known: Sequence[tuple[str, str]]) -> str:
+    """``module`` with the prefix that its parameters' full paths have and their relative ones lack.
+
+    Args:
+        known: pairs of a parameter's path in the graph and its full path in the model.
+    """
+    for relative, full in known:
+        if full == relative:
+            return module
+        if full.endswith("." + relative):
+            prefix = full[: -len(relative) - 1]
+            return f"{prefix}.{module}" if module else prefix
+    return module

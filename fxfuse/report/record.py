@@ -1,0 +1,181 @@
+"""The record of what a compile did: plain data, versioned, the single source of every rendering."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+SCHEMA = 1
+"""Version of the JSON form; a report of another version is refused by :meth:`Report.load`."""
+
+
+@dataclass(frozen=True)
+class ReasonRecord:
+    """Why a site is as it is: a code of ``fxfuse.match.CODES``, a sentence, and where in both sources."""
+
+    code: str
+    sentence: str
+    pattern_line: str = ""
+    pattern_text: str = ""
+    graph_node: str = ""
+    graph_type: str = ""
+    graph_line: str = ""
+    graph_text: str = ""
+    graph_path: str = ""
+    reader_node: str = ""
+    reader_line: str = ""
+    reader_text: str = ""
+    reader_path: str = ""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in a captured graph where a pattern matched or nearly did.
+
+    Attributes:
+        pattern, variant: which pattern, and which of its alternatives.
+        modules: paths of the modules whose forward made its nodes.
+        outcome: ``"rewritten"``, ``"kept"`` (matched, left to the inner compiler) or ``"missed"``.
+        code, reason: why, where it is not rewritten; empty where it is.
+        kernel, weights: what it was rewritten to, and where that finds its weights.
+        extra_bytes: memory that its derived weights take beyond the parameters'.
+        matched_nodes, pattern_nodes: how many of the pattern's operations were found.
+        graph: the number of the captured graph, in the order of compilation.
+    """
+
+    pattern: str
+    variant: Mapping[str, str]
+    modules: tuple[str, ...]
+    outcome: str
+    code: str = ""
+    reason: str = ""
+    kernel: str = ""
+    why_kernel: str = ""
+    weights: str = ""
+    extra_bytes: int = 0
+    shared_bytes: int = 0
+    matched_nodes: int = 0
+    pattern_nodes: int = 0
+    graph: int = 0
+    root: str = ""
+    nodes: tuple[str, ...] = ()
+    new_nodes: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+    detail: ReasonRecord | None = None
+    also: tuple[ReasonRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Report:
+    """What fxfuse did with one compile, or what :func:`fxfuse.explain` found one call would compile.
+
+    ``seconds`` has fxfuse's own time by phase, and under ``inner`` the inner compiler's.
+    """
+
+    sites: tuple[Site, ...] = ()
+    graphs: int = 1
+    nodes: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    name: str = ""
+
+    @cached_property
+    def matched(self) -> Counter[str]:
+        """Pattern name -> sites that matched, rewritten or kept."""
+        return Counter(s.pattern for s in self.sites if s.outcome in {"rewritten", "kept"})
+
+    @cached_property
+    def rewritten(self) -> Counter[str]:
+        """Pattern name -> sites that were rewritten."""
+        return Counter(s.pattern for s in self.sites if s.outcome == "rewritten")
+
+    @property
+    def own_seconds(self) -> float:
+        """Time that fxfuse itself took, without the inner compiler."""
+        return sum(t for phase, t in self.seconds.items() if phase != "inner")
+
+    def summary(self) -> str:
+        """One line: what was rewritten, kept and missed."""
+        kinds = Counter(s.outcome for s in self.sites)
+        fused = ", ".join(f"{count} {name}" for name, count in sorted(self.rewritten.items())) or "nothing"
+        rest = [f"{kinds[k]} {k}" for k in ("kept", "missed") if kinds[k]]
+        where = f"{self.graphs} graph{'s' if self.graphs != 1 else ''} of {self.nodes} nodes"
+        tail = f"; {', '.join(rest)}" if rest else ""
+        return f"fxfuse: rewrote {fused} in {where}{tail} ({self.own_seconds:.2f} s)"
+
+    def __str__(self) -> str:
+        from fxfuse.report.text import render  # text is made only when somebody reads it
+
+        return render(self)
+
+    def to_json(self) -> str:
+        """The whole record as JSON."""
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1, sort_keys=True, default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: not a report, or one of another schema version.
+        """
+        data = json.loads(text)
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"a report of schema {SCHEMA} is needed; found {found!r}.")
+        data.pop("schema")
+        data["sites"] = tuple(_site(s) for s in data["sites"])
+        data["notes"] = tuple(data["notes"])
+        return cls(**data)
+
+    def to_html(self) -> str:
+        """The report as one self-contained HTML page."""
+        import html
+
+        body = html.escape(str(self))
+        title = html.escape(self.summary())
+        return (
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>'
+            ":root{color-scheme:light dark}body{font:14px/1.5 ui-monospace,monospace;margin:2rem}"
+            f"pre{{white-space:pre-wrap}}</style></head><body><h1>fxfuse</h1><pre>{body}</pre></body></html>"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report; the suffix says how: .json, .txt or .html.
+
+        Raises:
+            ValueError: another suffix.
+        """
+        name = os.fspath(path)
+        suffix = os.path.splitext(name)[1]
+        forms = {".json": self.to_json, ".txt": self.__str__, ".html": self.to_html}
+        if suffix not in forms:
+            raise ValueError(f"a report is saved as {', '.join(forms)}; given {name!r}.")
+        folder = os.path.dirname(os.path.abspath(name))
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=suffix, delete=False, encoding="utf-8") as file:
+            file.write(forms[suffix]())
+        os.replace(file.name, name)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Report:
+        """The report saved as JSON at ``path``."""
+        with open(path, encoding="utf-8") as file:
+            return cls.from_json(file.read())
+
+
+def _site(data: dict[str, Any]) -> Site:
+    for key in ("modules", "nodes", "new_nodes", "steps", "notes"):
+        data[key] = tuple(data[key])
+    data["also"] = tuple(ReasonRecord(**r) for r in data["also"])
+    data["detail"] = ReasonRecord(**data["detail"]) if data["detail"] else None
+    return Site(**data)

@@ -1,0 +1,128 @@
+"""A report as text: a line a pattern, equal sites grouped, reasons with both source lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from fxfuse.report.record import ReasonRecord, Report, Site
+
+_ORDER = ("rewritten", "kept", "missed")
+
+
+def render(report: Report) -> str:
+    """The whole report, deterministic."""
+    lines = [report.summary()]
+    patterns = sorted({s.pattern for s in report.sites})
+    for pattern in patterns:
+        lines += ["", *_pattern(pattern, [s for s in report.sites if s.pattern == pattern])]
+    lines += [f"note: {note}" for note in report.notes]
+    phases = ", ".join(f"{phase} {seconds * 1e3:.0f} ms" for phase, seconds in report.seconds.items())
+    if phases:
+        lines += ["", f"time: {phases}"]
+    return "\n".join(lines)
+
+
+def _pattern(pattern: str, sites: list[Site]) -> list[str]:
+    counts = {o: sum(s.outcome == o for s in sites) for o in _ORDER}
+    reasons = len({(s.code, s.reason) for s in sites if s.outcome == "missed"})
+    parts = [f"{n} {o}" for o, n in counts.items() if n]
+    if reasons:
+        parts[-1] += f" ({reasons} reason{'s' if reasons > 1 else ''})"
+    lines = [f"{pattern}: {', '.join(parts)}"]
+    groups: dict[tuple[object, ...], list[Site]] = {}
+    for site in sorted(sites, key=lambda s: _ORDER.index(s.outcome)):
+        groups.setdefault(_key(site), []).append(site)
+    for group in groups.values():
+        lines += _group(group)
+    return lines
+
+
+def _key(site: Site) -> tuple[object, ...]:
+    shape = tuple(re.sub(r"\d+", "#", m) for m in site.modules)
+    reason = re.sub(r"\d+", "#", site.reason)
+    place = site.detail.pattern_line if site.detail else ""
+    facts = (site.kernel, site.weights, site.matched_nodes, place)
+    return site.outcome, tuple(sorted(site.variant.items())), shape, site.code, reason, *facts
+
+
+def _group(group: Sequence[Site]) -> list[str]:
+    first = group[0]
+    variant = " ".join(f"{k}={v}" for k, v in first.variant.items())
+    if first.outcome == "missed":
+        what = f"{first.matched_nodes} of {first.pattern_nodes} nodes matched, {variant}".rstrip(", ")
+    elif first.outcome == "kept":
+        what = variant
+    else:
+        shared, extra = sum(s.shared_bytes for s in group), sum(s.extra_bytes for s in group)
+        weights = first.weights + (f" ({_bytes(shared)} in place)" if shared else "")
+        what = f"{variant}  kernel={first.kernel} weights={weights}" + (f" +{_bytes(extra)}" if extra else "")
+    lines = [f"  x{len(group)} {merge_paths([s.modules for s in group])}  {what}"]
+    if first.outcome != "rewritten" and first.detail is not None:
+        lines += _reason(first.detail)
+        also = dict.fromkeys(f"{r.sentence} ({r.code})" for r in first.also if r.sentence != first.detail.sentence)
+        lines += [f"     also: {text}" for text in list(also)[:3]]
+    notes = dict.fromkeys(note for s in group for note in s.notes)
+    return lines + [f"     note: {note}" for note in notes]
+
+
+def _reason(reason: ReasonRecord) -> list[str]:
+    lines = [f"     {reason.code}  {reason.sentence}"]
+    rows = [
+        ("pattern", "", reason.pattern_line, reason.pattern_text),
+        ("graph", _typed(reason.graph_node, reason.graph_type), reason.graph_line, reason.graph_text),
+        ("reader", _in(reason.reader_node, reason.reader_path), reason.reader_line, reason.reader_text),
+    ]
+    rows = [r for r in rows if r[1] or r[2]]
+    for label, node, line, text in rows:
+        place = f"{node}  {line}" if node and line else node or line
+        lines.append(f"       {label:<8} {place:<48} {text}".rstrip())
+    return lines
+
+
+def _typed(node: str, kind: str) -> str:
+    return f"{node}: {kind}" if node and kind else node
+
+
+def _in(node: str, path: str) -> str:
+    return f"{node} ({path})" if node and path else node
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def merge_paths(groups: Iterable[Sequence[str]]) -> str:
+    """``model.layers.{0-29}.mlp`` for thirty paths that differ in one number; several paths joined by `` + ``."""
+    columns = list(zip(*groups, strict=True))
+    return " + ".join(_merge(column) for column in columns) or "(top level)"
+
+
+def _merge(paths: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(paths))
+    if len(unique) == 1:
+        return unique[0] or "(top level)"
+    split = [re.split(r"(\d+)", p) for p in unique]
+    if len({len(s) for s in split}) != 1:
+        return ", ".join(unique)
+    out = []
+    for pieces in zip(*split, strict=True):
+        different = list(dict.fromkeys(pieces))
+        out.append(different[0] if len(different) == 1 else _ranges(different))
+    return "".join(out)
+
+
+def _ranges(items: Sequence[str]) -> str:
+    if not all(i.isdigit() for i in items):
+        return "{" + ",".join(items) + "}"
+    numbers = sorted(map(int, items))
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return "{" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) + "}"
