@@ -1,5 +1,6 @@
 """The demo's pieces on a tiny random Llama: its loop, its figures, its messages, and how Ctrl-C ends it."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -276,15 +277,15 @@ def test_the_shipped_model_becomes_a_plain_llama(dtype):
 
 
 def installed(name):
-    return loading.importlib.util.find_spec(name) is not None
+    return importlib.util.find_spec(name) is not None
 
 
 # ---- what it says when something is missing or wrong
 
 
 def hide(monkeypatch, *names):
-    find = loading.importlib.util.find_spec
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None if name in names else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in names else find(name))
 
 
 def test_a_missing_extra_names_the_one_command(capsys, monkeypatch):

@@ -48,8 +48,9 @@ _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*f
 class Job:
     """One compile: a kernel, its constants, and the arguments as a launch would specialise them.
 
-    ``case`` says which: ``plain`` has contiguous, aligned tensors; ``odd`` has any strides, no alignment, biases, the
-    ``offset`` norm with an fp32 weight and the costliest activation. ``pointers`` overrides dtypes by argument name.
+    ``case`` says which: ``plain`` has contiguous, aligned tensors; ``full`` adds biases, an fp32 norm weight, strides
+    for ``x`` and the costliest activation; ``odd`` has any strides and no alignment on top. Others are variants of
+    ``plain``. ``pointers`` overrides dtypes by argument name.
     """
 
     target: Target
@@ -63,28 +64,30 @@ class Job:
     def __str__(self) -> str:
         block = "x".join(str(self.constants[n]) for n in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if n in self.constants)
         block = block or str(self.constants["BLOCK"])
-        return f"{self.target.name} {self.kernel.__name__} {str(self.dtype)[6:]} {block} {self.case}"
+        words = [self.target.name, self.kernel.__name__, str(self.dtype).removeprefix("torch."), block, self.case]
+        return " ".join([*words, *filter(None, [self.constants.get("PRECISION")])])
 
     def source(self) -> ASTSource:
         signature: dict[str, str] = {}
         constants = dict(self.constants)
         divisible = []
         for i, name in enumerate(self.kernel.arg_names):
+            general = self.case == "odd" or (self.case == "full" and name in _GENERAL_WHERE_FULL)
             if name in constants:
                 signature[name] = "constexpr"
+            elif name in _UNIT_STRIDES and not general:
+                signature[name], constants[name] = "constexpr", 1
             elif name == "eps":
                 signature[name] = "fp32"
-            elif self.case != "odd" and re.search("_[kn]$|^bias_o$|^gate_bias_n$", name) and name not in _ROW_STRIDES:
-                signature[name], constants[name] = "constexpr", 1
             else:
                 signature[name] = self.pointers.get(name, _POINTERS[self.dtype]) if name.endswith("_ptr") else "i32"
-                if self.case != "odd" and name not in ("rows", "splits"):
+                if name not in ("rows", "splits") and not general:
                     divisible.append(i)
-        attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
-        return ASTSource(self.kernel, signature, constants, attributes)
+        return ASTSource(self.kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in divisible})
 
 
-_ROW_STRIDES = ("gate_n", "up_n")
+_UNIT_STRIDES = ("x_k", "scale_k", "gate_k", "up_k", "gate_bias_n", "up_bias_n", "down_n", "bias_o")
+_GENERAL_WHERE_FULL = ("x_ptr", "x_m", "x_k", "scale_k", "gate_bias_n", "up_bias_n", "bias_o")
 
 
 @dataclass(frozen=True)
@@ -109,32 +112,42 @@ class Resources:
 
 def jobs(target: Target) -> Iterator[Job]:
     """Every shipped tile, dtype and case for one target, in a fixed order."""
+    fast = "tf32" if target.gpu.backend == "cuda" else "ieee"
     for (itemsize, _), tiles in decode.CONFIGS.items():
         for dtype in decode.DTYPES:
             if dtype.itemsize != itemsize:
                 continue
-            fast = "tf32" if target.gpu.backend == "cuda" else "ieee"
-            for tile in tiles:
-                for precision in dict.fromkeys([fast if itemsize == 2 else "ieee", fast]):
-                    yield from _tile_jobs(target, dtype, tile, precision)
+            for precision in dict.fromkeys([fast if itemsize == 2 else "ieee", fast]):
+                for tile in (tiles.wide, tiles.narrow):
+                    for act in decode.ACTS:
+                        yield _gate_up_job(target, dtype, tile, precision, _CASES[act], act)
+                    for case in ("plain", "full", "split"):
+                        yield _down_job(target, dtype, tile, precision, case)
+                yield _gate_up_job(target, dtype, tiles.unaligned, precision, "odd", "gelu")
+                yield _down_job(target, dtype, tiles.unaligned, precision, "odd")
     for dtype in decode.DTYPES:
-        for bias in (False, True):
-            constants = {"BIAS": bias, "BLOCK": decode.REDUCE_BLOCK}
-            pointers = {"parts_ptr": "*fp32"}
-            yield Job(target, decode.reduce_kernel, dtype, "odd" if bias else "plain", 4, constants, pointers)
+        for case in ("plain", "odd"):
+            constants = {"BIAS": case == "odd", "BLOCK": decode.REDUCE_BLOCK}
+            yield Job(target, decode.reduce_kernel, dtype, case, 4, constants, {"parts_ptr": "*fp32"})
 
 
-def _tile_jobs(target: Target, dtype: torch.dtype, tile: decode.Tile, precision: str) -> Iterator[Job]:
-    meta = decode.launch_meta(tile) | {"PRECISION": precision}
-    warps = meta.pop("num_warps")
-    for act in decode.ACTS:
-        odd = act == "gelu"
-        constants = {"OFFSET": odd, "ACT": act, "GATE_BIAS": odd, "UP_BIAS": odd, **meta}
-        case = "odd" if odd else "plain" if act == "silu" else act
-        yield Job(target, decode.gate_up_kernel, dtype, case, warps, constants, {"scale_ptr": "*fp32"} if odd else {})
-    for case in ("plain", "odd", "split"):
-        pointers = {"out_ptr": "*fp32"} if case == "split" else {}
-        yield Job(target, decode.down_kernel, dtype, case, warps, {"BIAS": case == "odd", **meta}, pointers)
+# The error function takes the most registers, so it stands for the fullest case.
+_CASES = {"silu": "plain", "gelu": "full", "gelu_tanh": "gelu_tanh", "relu": "relu"}
+
+
+def _gate_up_job(target: Target, dtype: torch.dtype, tile: decode.Tile, precision: str, case: str, act: str) -> Job:
+    full = case in ("full", "odd")
+    constants = {"OFFSET": full, "ACT": act, "GATE_BIAS": full, "UP_BIAS": full, "PRECISION": precision}
+    constants |= decode.launch_meta(tile)
+    warps = constants.pop("num_warps")
+    return Job(target, decode.gate_up_kernel, dtype, case, warps, constants, {"scale_ptr": "*fp32"} if full else {})
+
+
+def _down_job(target: Target, dtype: torch.dtype, tile: decode.Tile, precision: str, case: str) -> Job:
+    constants = {"BIAS": case in ("full", "odd"), "PRECISION": precision, **decode.launch_meta(tile)}
+    warps = constants.pop("num_warps")
+    pointers = {"out_ptr": "*fp32"} if case == "split" else {}
+    return Job(target, decode.down_kernel, dtype, case, warps, constants, pointers)
 
 
 def compile_job(job: Job, **options: Any) -> Resources:
@@ -183,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name not in [t.name for t in TARGETS]:
             parser.error(f"unknown target {name!r}, expected one of {', '.join(t.name for t in TARGETS)}")
     problems = []
-    print(f"{'job':<68}{'regs':>5}{'spills':>8}{'shared':>8}{'s':>6}")
+    print(f"{'job':<72}{'regs':>5}{'spills':>8}{'shared':>8}{'s':>6}")
     count = 0
     for target in TARGETS:
         if given and target.name not in given:
@@ -191,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
         for job in jobs(target):
             used = compile_job(job)
             count += 1
-            print(f"{job!s:<68}{used.registers:>5}{used.spills:>8}{used.shared:>8}{used.seconds:>6.1f}", flush=True)
+            print(f"{job!s:<72}{used.registers:>5}{used.spills:>8}{used.shared:>8}{used.seconds:>6.1f}", flush=True)
             if used.problem:
                 problems.append(used.problem)
     print(f"{count} compiled, {len(problems)} with problems", *problems, sep="\n")

@@ -57,12 +57,21 @@ class Config:
     splits: int
 
 
-# Every shipped tile: (item size, one row) -> (wide, narrow). Narrow tiles are for weights with few rows.
-CONFIGS: dict[tuple[int, bool], tuple[Tile, Tile]] = {
-    (2, True): (Tile(1, 16, 256, 8, 3), Tile(1, 4, 512, 4, 3)),
-    (2, False): (Tile(16, 32, 128, 4, 4), Tile(16, 16, 128, 4, 4)),
-    (4, True): (Tile(1, 16, 128, 8, 3), Tile(1, 4, 256, 4, 3)),
-    (4, False): (Tile(16, 32, 32, 8, 4), Tile(16, 16, 32, 4, 4)),
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of one dtype size and row count: for weights with many rows, with few, and read element by element."""
+
+    wide: Tile
+    narrow: Tile
+    unaligned: Tile
+
+
+# Everything that is shipped: (item size, one row) -> tiles.
+CONFIGS: dict[tuple[int, bool], Tiles] = {
+    (2, True): Tiles(Tile(1, 16, 256, 8, 3), Tile(1, 4, 512, 4, 3), Tile(1, 4, 512, 4, 3)),
+    (2, False): Tiles(Tile(16, 32, 128, 4, 4), Tile(16, 16, 128, 4, 4), Tile(16, 16, 64, 4, 4)),
+    (4, True): Tiles(Tile(1, 16, 128, 8, 3), Tile(1, 4, 256, 4, 3), Tile(1, 4, 256, 4, 3)),
+    (4, False): Tiles(Tile(16, 32, 32, 8, 4), Tile(16, 16, 32, 4, 4), Tile(16, 16, 32, 4, 4)),
 }
 # As it was when this module was imported, which is when triton.jit decides.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
@@ -72,20 +81,36 @@ _MIN_SPLIT = 1024
 REDUCE_BLOCK = 256
 
 
-def config(rows: int, hidden: int, intermediate: int, out: int, dtype: torch.dtype, sm_count: int) -> Config:
+def config(
+    rows: int,
+    hidden: int,
+    intermediate: int,
+    out: int,
+    dtype: torch.dtype,
+    sm_count: int,
+    gate_up_aligned: bool = True,
+    down_aligned: bool = True,
+) -> Config:
     """The tiles and splits for one shape; pure, so that tests and compiles can ask for any card.
 
-    A weight with few rows takes the narrow tile. The down projection is split only where too few programs would each
-    read a long row: one SM streams about twice its fair share of the card, and the second launch has to be earned.
+    A weight with few rows takes the narrow tile, one that cannot be read 16 bytes at a time the unaligned one: there
+    each element has its own address and mask, and the other tiles would spill registers. The down projection is split
+    only where too few programs would each read a long row: one SM streams about twice its fair share of the card, and
+    the second launch has to be earned.
     """
-    wide, narrow = CONFIGS[dtype.itemsize, rows == 1]
-    gate_up = narrow if triton.cdiv(intermediate, wide.block_n) < 2 * sm_count else wide
-    down = narrow if triton.cdiv(out, wide.block_n) < 2 * sm_count else wide
+    tiles = CONFIGS[dtype.itemsize, rows == 1]
+
+    def choose(weight_rows: int, aligned: bool) -> Tile:
+        if not aligned:
+            return tiles.unaligned
+        return tiles.narrow if triton.cdiv(weight_rows, tiles.wide.block_n) < 2 * sm_count else tiles.wide
+
+    down = choose(out, down_aligned)
     row_bytes = intermediate * dtype.itemsize
     splits = 1
     if down.block_n * row_bytes // 2 - out * row_bytes // sm_count > _LAUNCH_BYTES:
         splits = max(1, min(triton.cdiv(sm_count, triton.cdiv(out, down.block_n)), intermediate // _MIN_SPLIT))
-    return Config(gate_up, down, splits)
+    return Config(choose(intermediate, gate_up_aligned), down, splits)
 
 
 @triton.jit
@@ -141,32 +166,21 @@ def gate_up_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """out[m, n] = act(norm(x)[m] . gate[n] + gate_bias[n]) * (norm(x)[m] . up[n] + up_bias[n]), one tile of n each."""
-    m = tl.arange(0, BLOCK_M)
-    n = tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    # Where a tile starts may lie beyond 2^31, so that is one int64 pointer; offsets within the tile are int32.
-    first = tl.program_id(0).to(tl.int64) * BLOCK_N
-    gate_ptr += first * gate_n
-    up_ptr += first * up_n
-    in_n = first + n < N
+    m = tl.arange(0, BLOCK_M).to(tl.int64)
+    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)  # int64: N * K may pass 2^31
     ONE_ROW: tl.constexpr = BLOCK_M == 1
     WIDTH: tl.constexpr = BLOCK_K if ONE_ROW else BLOCK_M
     squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     g = tl.zeros((BLOCK_N, WIDTH), tl.float32)
     u = tl.zeros((BLOCK_N, WIDTH), tl.float32)
-    step = tl.full((), BLOCK_K, tl.int64)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-        in_k = start + k < K
-        in_w = in_n[:, None] & in_k[None, :]
+        k = start + tl.arange(0, BLOCK_K).to(tl.int64)
+        in_w = (n < N)[:, None] & (k < K)[None, :]
         gate = tl.load(gate_ptr + n[:, None] * gate_n + k[None, :] * gate_k, in_w, 0.0, eviction_policy="evict_first")
         up = tl.load(up_ptr + n[:, None] * up_n + k[None, :] * up_k, in_w, 0.0, eviction_policy="evict_first")
-        x = tl.load(x_ptr + m[:, None] * x_m + k[None, :] * x_k, (m < rows)[:, None] & in_k[None, :], 0.0)
-        x = x.to(tl.float32)
-        scale = tl.load(scale_ptr + k * scale_k, in_k, 0.0).to(tl.float32)
-        gate_ptr += step * gate_k
-        up_ptr += step * up_k
-        x_ptr += step * x_k
-        scale_ptr += step * scale_k
+        in_x = (m < rows)[:, None] & (k < K)[None, :]
+        x = tl.load(x_ptr + m[:, None] * x_m + k[None, :] * x_k, in_x, 0.0).to(tl.float32)
+        scale = tl.load(scale_ptr + k * scale_k, k < K, 0.0).to(tl.float32)
         if OFFSET:
             scale += 1.0
         squares += x * x
@@ -187,12 +201,11 @@ def gate_up_kernel(
     g *= r[None, :]
     u *= r[None, :]
     if GATE_BIAS:
-        g += tl.load(gate_bias_ptr + (first + n) * gate_bias_n, in_n, 0.0).to(tl.float32)[:, None]
+        g += tl.load(gate_bias_ptr + n * gate_bias_n, n < N, 0.0).to(tl.float32)[:, None]
     if UP_BIAS:
-        u += tl.load(up_bias_ptr + (first + n) * up_bias_n, in_n, 0.0).to(tl.float32)[:, None]
+        u += tl.load(up_bias_ptr + n * up_bias_n, n < N, 0.0).to(tl.float32)[:, None]
     h = activation(g, ACT) * u
-    to = out_ptr + first + m[None, :] * N + n[:, None]
-    tl.store(to, narrow(h, out_ptr.dtype.element_ty), in_n[:, None] & (m < rows)[None, :])
+    tl.store(out_ptr + m[None, :] * N + n[:, None], narrow(h, out_ptr.dtype.element_ty), (n < N)[:, None] & (m < rows)[None, :])
 
 
 @triton.jit
@@ -203,27 +216,19 @@ def down_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """out[split, m, o] = h[m] . down[o] + bias[o] over the split's part of N; one tile of o and one split each."""
-    m = tl.arange(0, BLOCK_M)
-    o = tl.arange(0, BLOCK_N)
-    n = tl.arange(0, BLOCK_K)
-    first = tl.program_id(0).to(tl.int64) * BLOCK_N
-    split = tl.program_id(1).to(tl.int64)
-    begin = split * per_split
-    end = tl.minimum(begin + per_split, N).to(tl.int32)
-    h_ptr += begin
-    down_ptr += first * down_o + begin * down_n
-    in_o = first + o < OUT
+    m = tl.arange(0, BLOCK_M).to(tl.int64)
+    o = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = tl.program_id(1)
+    first = split * per_split
+    last = tl.minimum(first + per_split, N)
     ONE_ROW: tl.constexpr = BLOCK_M == 1
     WIDTH: tl.constexpr = BLOCK_K if ONE_ROW else BLOCK_M
     y = tl.zeros((BLOCK_N, WIDTH), tl.float32)
-    step = tl.full((), BLOCK_K, tl.int64)
-    for start in tl.range(begin.to(tl.int32), end, BLOCK_K, num_stages=STAGES):
-        in_n = start + n < end
-        in_w = in_o[:, None] & in_n[None, :]
+    for start in tl.range(first, last, BLOCK_K, num_stages=STAGES):
+        n = start + tl.arange(0, BLOCK_K).to(tl.int64)
+        in_w = (o < OUT)[:, None] & (n < last)[None, :]
         w = tl.load(down_ptr + o[:, None] * down_o + n[None, :] * down_n, in_w, 0.0, eviction_policy="evict_first")
-        h = tl.load(h_ptr + m[:, None] * N + n[None, :], (m < rows)[:, None] & in_n[None, :], 0.0)
-        down_ptr += step * down_n
-        h_ptr += BLOCK_K
+        h = tl.load(h_ptr + m[:, None] * N + n[None, :], (m < rows)[:, None] & (n < last)[None, :], 0.0)
         if ONE_ROW:
             y += w.to(tl.float32) * h.to(tl.float32)
         else:
@@ -231,9 +236,9 @@ def down_kernel(
     if ONE_ROW:
         y = tl.sum(y, 1)[:, None]
     if BIAS:
-        y += tl.load(bias_ptr + (first + o) * bias_o, in_o, 0.0).to(tl.float32)[:, None]
-    to = out_ptr + split * rows * OUT + first + m[None, :] * OUT + o[:, None]
-    tl.store(to, narrow(y, out_ptr.dtype.element_ty), in_o[:, None] & (m < rows)[None, :])
+        y += tl.load(bias_ptr + o * bias_o, o < OUT, 0.0).to(tl.float32)[:, None]
+    to = out_ptr + (split.to(tl.int64) * rows + m)[None, :] * OUT + o[:, None]
+    tl.store(to, narrow(y, out_ptr.dtype.element_ty), (o < OUT)[:, None] & (m < rows)[None, :])
 
 
 @triton.jit
@@ -280,7 +285,8 @@ def rms_norm_gated_mlp_decode(
         gate_up_, down_, reduce_ = gate_up_kernel, down_kernel, reduce_kernel
     else:
         gate_up_, down_, reduce_ = wrap_triton(gate_up_kernel), wrap_triton(down_kernel), wrap_triton(reduce_kernel)
-    chosen = config(rows, hidden, intermediate, out, x.dtype, _sm_count(x.device))
+    aligned = _aligned(gate) and _aligned(up), _aligned(down)
+    chosen = config(rows, hidden, intermediate, out, x.dtype, _sm_count(x.device), *aligned)
     precision = _precision(x.dtype)
     flat = x.reshape(-1, hidden)
     h = x.new_empty((rows, intermediate))
@@ -391,6 +397,12 @@ def launch_meta(tile: Tile) -> dict[str, int]:
 
 def _stride(bias: torch.Tensor | None) -> tuple[int, ...]:
     return (0,) if bias is None else bias.stride()
+
+
+def _aligned(weight: torch.Tensor) -> bool:
+    """Whether Triton will read the weight 16 bytes at a time; it knows of sizes only that they are multiples of 16."""
+    whole = all(size % 16 == 0 for size in (weight.shape[1], weight.stride(0)))
+    return whole and weight.stride(1) == 1 and weight.storage_offset() * weight.element_size() % 16 == 0
 
 
 @functools.cache

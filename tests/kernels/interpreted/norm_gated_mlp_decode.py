@@ -1,0 +1,263 @@
+"""The decode kernel's numbers, in Triton's interpreter. Run by tests/kernels/test_norm_gated_mlp_decode.py."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import triton
+
+from fxfuse.kernels.triton import norm_gated_mlp_decode as decode
+
+if not triton.knobs.runtime.interpret:
+    pytest.fail("TRITON_INTERPRET must be set before triton is imported", pytrace=False)
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+FLOOR = {BF16: 1e-3, FP16: 1e-3, FP32: 1e-6}
+EPS = 1e-6
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda g: F.gelu(g, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+def operands(dtype, rows, hidden, intermediate, out, biases="", norm="early", seed=0, outliers=True, weight_dtype=None):
+    """(x, weight, gate, up, down, gate_bias, up_bias, down_bias); ``biases`` names those that are there: g, u, d."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape, scale=1.0):
+        return torch.randn(*shape, generator=generator) * scale
+
+    x = normal(rows, hidden)
+    if outliers:
+        x[:, torch.randperm(hidden, generator=generator)[: max(1, hidden // 50)]] *= 100
+    weight = normal(hidden, scale=0.3) + (0.0 if norm == "offset" else 1.0)
+    weights = (
+        normal(intermediate, hidden, scale=hidden**-0.5),
+        normal(intermediate, hidden, scale=hidden**-0.5),
+        normal(out, intermediate, scale=intermediate**-0.5),
+    )
+    given = [normal(size) if name in biases else None for name, size in zip("gud", (intermediate, intermediate, out))]
+    tensors = [None if t is None else t.to(dtype) for t in (x, weight, *weights, *given)]
+    if weight_dtype is not None:
+        tensors[1] = weight.to(weight_dtype)
+    return tensors
+
+
+def eager(operands, norm, act):
+    """The model's own code, with its roundings."""
+    x, weight, gate, up, down, gate_bias, up_bias, down_bias = operands
+    h = x.float() if x.dtype != torch.float64 else x
+    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + EPS)
+    if norm == "early":
+        h = weight * h.to(x.dtype)
+    elif norm == "late":
+        h = weight.to(h.dtype) * h
+    else:
+        h = h * (1.0 + weight.to(h.dtype))
+    h = h.to(x.dtype)
+    product = ACTIVATIONS[act](F.linear(h, gate, gate_bias)) * F.linear(h, up, up_bias)
+    return F.linear(product, down, down_bias)
+
+
+def errors(result, reference):
+    """(maximum, RMS) of the error, relative to the reference's."""
+    difference = result.double() - reference
+    return (
+        (difference.abs().max() / reference.abs().max()).item(),
+        (difference.square().mean().sqrt() / reference.square().mean().sqrt()).item(),
+    )
+
+
+def check(operands, norm, act):
+    """The contract of docs and design: at most twice eager's error plus a floor. Returns the fused result."""
+    x = operands[0]
+    reference = eager([None if t is None else t.double() for t in operands], norm, act)
+    result = decode.rms_norm_gated_mlp_decode(*operands, EPS, norm, act)
+    assert result.dtype == x.dtype
+    assert result.shape == reference.shape
+    assert result.is_contiguous()
+    assert result.isfinite().all()
+    bounds = [2 * e + FLOOR[x.dtype] for e in errors(eager(operands, norm, act), reference)]
+    for name, error, bound in zip(("maximum", "RMS"), errors(result, reference), bounds):
+        assert error <= bound, f"{name} error {error:.2e}, at most {bound:.2e} (2x eager's + {FLOOR[x.dtype]})"
+    return result
+
+
+@pytest.fixture(autouse=True)
+def poisoned_allocations():
+    """torch fills every new allocation with NaN, so an element that no program writes fails ``check``."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def small_card(monkeypatch):
+    """One SM: every weight has rows enough for the wide tiles."""
+    monkeypatch.setattr(decode, "_sm_count", lambda device: 1)
+
+
+@pytest.fixture
+def eager_to_split(monkeypatch):
+    """A free launch, so that small shapes take the split path too."""
+    monkeypatch.setattr(decode, "_LAUNCH_BYTES", 0)
+    monkeypatch.setattr(decode, "_MIN_SPLIT", 64)
+
+
+# Chosen so that each pair of dtype, norm, act, biases, rows and tile width occurs somewhere.
+CASES = [
+    # dtype norm act biases rows hidden intermediate out wide
+    (BF16, "early", "silu", "", 1, 257, 131, 67, False),
+    (BF16, "late", "gelu", "gud", 7, 61, 97, 53, True),
+    (BF16, "offset", "gelu_tanh", "gu", 16, 128, 64, 48, False),
+    (BF16, "late", "relu", "d", 1, 300, 40, 70, True),
+    (FP16, "early", "gelu_tanh", "gud", 1, 61, 97, 53, True),
+    (FP16, "offset", "silu", "d", 7, 128, 64, 48, True),
+    (FP16, "late", "gelu", "", 16, 257, 131, 67, False),
+    (FP16, "early", "relu", "gu", 3, 17, 37, 41, False),
+    (FP32, "early", "gelu", "d", 16, 61, 97, 53, True),
+    (FP32, "late", "silu", "gu", 1, 257, 131, 67, True),
+    (FP32, "offset", "relu", "gud", 7, 131, 67, 31, False),
+    (FP32, "offset", "gelu_tanh", "", 1, 300, 40, 70, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "norm", "act", "biases", "rows", "hidden", "intermediate", "out", "wide"),
+    [pytest.param(*case, id="-".join(str(part).removeprefix("torch.") for part in case[:5])) for case in CASES],
+)
+def test_error_contract(dtype, norm, act, biases, rows, hidden, intermediate, out, wide, request):
+    if wide:
+        request.getfixturevalue("small_card")
+    for seed in range(5):
+        check(operands(dtype, rows, hidden, intermediate, out, biases, norm, seed), norm, act)
+    check(operands(dtype, rows, hidden, intermediate, out, biases, norm, 5, outliers=False), norm, act)
+
+
+@pytest.mark.parametrize(("norm", "weight_dtype"), [("early", FP32), ("late", FP32), ("offset", FP32), ("late", FP16)])
+def test_norm_weight_of_another_dtype(norm, weight_dtype):
+    check(operands(BF16, 4, 61, 37, 53, norm=norm, weight_dtype=weight_dtype), norm, "silu")
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_splits_of_the_down_projection(dtype, rows, eager_to_split):
+    given = operands(dtype, rows, 48, 700, 20, "d")
+    assert decode.config(rows, 48, 700, 20, dtype, 132, True, False).splits > 1
+    result = check(given, "early", "silu")
+    again = decode.rms_norm_gated_mlp_decode(*given, EPS, "early", "silu")
+    assert torch.equal(result, again)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
+@pytest.mark.parametrize("rows", [1, 16])
+def test_repeated_runs_are_bit_identical(dtype, rows):
+    given = operands(dtype, rows, 61, 97, 53, "gud")
+    first, second = (decode.rms_norm_gated_mlp_decode(*given, EPS, "late", "gelu") for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_strides_and_alignment(rows):
+    x, weight, gate, up, down, gate_bias, up_bias, down_bias = operands(BF16, rows, 64, 48, 32, "gud")
+    wider = torch.cat([down.new_full((32, 1), float("nan")), down, down.new_full((32, 2), float("nan"))], 1)
+    strided = [
+        x.t().contiguous().t(),
+        weight.repeat_interleave(3)[::3],
+        gate.t().contiguous().t(),
+        torch.cat([up.new_full((1,), float("nan")), up.flatten()])[1:].view(48, 64),
+        wider[:, 1:49],
+        gate_bias[:1].expand(48),
+        up_bias.repeat_interleave(2)[::2],
+        down_bias,
+    ]
+    plain = [t.contiguous() for t in strided]
+    assert sum(not t.is_contiguous() for t in strided[1:]) == 5
+    result = check(strided, "early", "silu")
+    # Another tile, hence another order of summation: close, not equal.
+    torch.testing.assert_close(result, check(plain, "early", "silu"), rtol=2e-2, atol=2e-2)
+
+
+def test_leading_dimensions():
+    given = operands(FP32, 6, 33, 20, 12)
+    flat = decode.rms_norm_gated_mlp_decode(*given, EPS, "early", "silu")
+    stacked = decode.rms_norm_gated_mlp_decode(given[0].view(2, 1, 3, 33), *given[1:], EPS, "early", "silu")
+    assert torch.equal(stacked, flat.view(2, 1, 3, 12))
+    permuted = given[0].view(2, 3, 33).transpose(0, 1)
+    swapped = decode.rms_norm_gated_mlp_decode(permuted, *given[1:], EPS, "early", "silu")
+    assert torch.equal(swapped, flat.view(2, 3, 12).transpose(0, 1))
+    one = operands(FP32, 1, 33, 20, 12)
+    vector = decode.rms_norm_gated_mlp_decode(one[0][0], *one[1:], EPS, "early", "silu")
+    assert torch.equal(vector, decode.rms_norm_gated_mlp_decode(*one, EPS, "early", "silu")[0])
+
+
+@pytest.mark.parametrize("shape", [(0, 33), (2, 0, 33)])
+def test_no_rows(shape):
+    given = operands(BF16, 1, 33, 20, 12)
+    result = decode.rms_norm_gated_mlp_decode(torch.empty(shape, dtype=BF16), *given[1:], EPS, "early", "silu")
+    assert result.shape == (*shape[:-1], 12)
+    assert result.dtype == BF16
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_fp16_keeps_its_range_before_the_norm_is_applied(rows):
+    given = operands(FP16, rows, 96, 32, 40, outliers=False)
+    given[0] = (given[0] * 15000).clamp(-65504, 65504)
+    given[1] = given[1] * 8
+    for name in ("gate", "up"):
+        assert (given[0].double() * given[1].double()).abs().max() > 65504, f"x * weight fits fp16: no test of {name}"
+    given[2], given[3] = given[2] / 8, given[3] / 8
+    check(given, "early", "silu")
+
+
+def test_fp32_uses_tf32_only_where_torch_says_so():
+    given = operands(FP32, 4, 256, 64, 40, outliers=False)
+    reference = eager([None if t is None else t.double() for t in given], "early", "silu")
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        fast = decode.rms_norm_gated_mlp_decode(*given, EPS, "early", "silu")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert 1e-5 < errors(fast, reference)[1] < 1e-3
+    assert errors(decode.rms_norm_gated_mlp_decode(*given, EPS, "early", "silu"), reference)[1] < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_nan_stays_in_its_row(dtype):
+    given = operands(dtype, 3, 61, 37, 53)
+    clean = decode.rms_norm_gated_mlp_decode(*given, EPS, "early", "relu")
+    given[0][1, 7] = float("nan")
+    result = decode.rms_norm_gated_mlp_decode(*given, EPS, "early", "relu")
+    assert result[1].isnan().all()
+    assert torch.equal(result[::2], clean[::2])
+
+
+def test_offsets_beyond_int32():
+    stride = 2**30
+    try:
+        big = torch.empty(0, dtype=FP16).set_(torch.UntypedStorage(2 * (3 * stride + 64)))  # never touched, so not backed
+    except RuntimeError:
+        pytest.skip("no 6 GB of address space")
+    given = operands(FP16, 2, 48, 4, 24)
+    gate = big.as_strided((4, 48), (stride, 1))
+    gate.copy_(given[2])
+    expected = decode.rms_norm_gated_mlp_decode(*given, EPS, "early", "silu")
+    given[2] = gate
+    assert torch.equal(decode.rms_norm_gated_mlp_decode(*given, EPS, "early", "silu"), expected)
+
+
+def test_op_runs_inside_a_compiled_model():
+    op = decode.op()
+    assert op is torch.ops.fxfuse.rms_norm_gated_mlp_decode.default
+    given = operands(BF16, 3, 61, 37, 53, "gu")
+    torch.library.opcheck(op, (*given, EPS, "early", "silu"), test_utils=("test_schema", "test_faketensor"))
+
+    def model(x):
+        return torch.relu(op(x * 2, *given[1:], EPS, "early", "silu"))
+
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(given[0]), model(given[0]))

@@ -1,0 +1,138 @@
+"""The decode kernel: its choices, its errors, what Inductor sees of it; and its numbers, in another process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+from fxfuse.kernels.triton import norm_gated_mlp_decode as decode  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def test_numbers_in_the_interpreter():
+    """``triton.jit`` decides between compiler and interpreter when it decorates, also inside triton.language itself.
+
+    So a process is one or the other. The tests around this one compile; the interpreted ones get a process of their
+    own. Their file has no ``test_`` in its name, which keeps it out of this process's collection.
+    """
+    file = Path(__file__).parent / "interpreted" / "norm_gated_mlp_decode.py"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def operands(rows=2, hidden=64, intermediate=96, out=48, dtype=BF16):
+    shapes = ((rows, hidden), (hidden,), (intermediate, hidden), (intermediate, hidden), (out, intermediate))
+    return {
+        **{n: torch.zeros(s, dtype=dtype) for n, s in zip(("x", "weight", "gate", "up", "down"), shapes, strict=True)},
+        **{"gate_bias": None, "up_bias": None, "down_bias": None, "eps": 1e-6, "norm": "early", "act": "silu"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm": "Late"}, "norm is 'Late', expected one of early, late, offset"),
+        ({"act": "swish"}, "act is 'swish', expected one of silu, gelu, gelu_tanh, relu"),
+        ({"x": torch.zeros(2, 64, dtype=torch.float64)}, "x is torch.float64, expected one of torch.bfloat16, .*"),
+        ({"x": torch.zeros(17, 64, dtype=BF16)}, "x has 17 rows, expected at most 16"),
+        ({"x": torch.zeros(2, 63, dtype=BF16)}, r"weight has shape \(64,\), expected \(63,\)"),
+        ({"x": torch.zeros((), dtype=BF16)}, r"got x \[\], .*expected x \[..., hidden\]"),
+        ({"up": torch.zeros(95, 64, dtype=BF16)}, r"up has shape \(95, 64\), expected \(96, 64\)"),
+        ({"up": torch.zeros(96, 64)}, "up is torch.float32, expected torch.bfloat16 as x"),
+        ({"weight": torch.zeros(64, dtype=torch.int32)}, "weight is torch.int32, expected one of .*"),
+        ({"down_bias": torch.zeros(49, dtype=BF16)}, r"down_bias has shape \(49,\), expected \(48,\)"),
+        ({"gate_bias": torch.zeros(96, device="meta", dtype=BF16)}, "gate_bias is on meta, expected cpu as x"),
+        ({"down": torch.zeros(0, 96, dtype=BF16)}, "hidden 64, intermediate 96 and out 0 must all be positive"),
+    ],
+)
+def test_errors_name_what_was_given_and_what_is_valid(change, message):
+    with pytest.raises(ValueError, match=message):
+        decode.rms_norm_gated_mlp_decode(**operands() | change)
+
+
+def test_config_takes_narrow_tiles_for_weights_with_few_rows():
+    # Llama-3-8B on 132 SMs: gate and up fill the card with wide tiles, the down projection does not.
+    chosen = decode.config(4, 4096, 14336, 4096, BF16, 132)
+    tiles = decode.CONFIGS[2, False]
+    assert chosen == decode.Config(tiles.wide, tiles.narrow, 1)
+    unaligned = decode.config(4, 4096, 14336, 4096, BF16, 132, gate_up_aligned=False, down_aligned=False)
+    assert (unaligned.gate_up, unaligned.down) == (tiles.unaligned, tiles.unaligned)
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize(("hidden", "intermediate"), [(1024, 3072), (4096, 14336), (8192, 28672)])
+def test_config_does_not_split_where_the_grid_fills_the_card(rows, hidden, intermediate):
+    assert decode.config(rows, hidden, intermediate, hidden, BF16, 132).splits == 1
+
+
+def test_config_splits_where_few_programs_would_read_long_rows():
+    chosen = decode.config(8, 512, 16384, 512, BF16, 132)
+    assert chosen.splits > 1
+    assert chosen.splits * (512 // chosen.down.block_n) <= 2 * 132
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
+@pytest.mark.parametrize("rows", [1, 2, 16])
+def test_config_returns_only_shipped_tiles(dtype, rows):
+    tiles = decode.CONFIGS[dtype.itemsize, rows == 1]
+    for size in (1, 97, 4096, 100_000):
+        for aligned in (True, False):
+            chosen = decode.config(rows, size, size, size, dtype, 132, aligned, aligned)
+            assert {chosen.gate_up, chosen.down} <= {tiles.wide, tiles.narrow, tiles.unaligned}
+            assert chosen.gate_up.block_m >= rows
+
+
+@pytest.fixture
+def hopper_driver():
+    """A driver that says sm_90 and can do nothing else, for code that only asks what it would compile for."""
+    driver = triton.runtime.driver
+    before = driver._active
+    driver.set_active(SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32)))
+    yield
+    driver._active = before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="traces for a card that is not there")
+@pytest.mark.parametrize("rows", [1, 5])
+def test_inductor_sees_kernels_that_write_only_their_outputs(rows, hopper_driver):
+    """If torch cannot tell what a kernel writes it clones every operand: each call would copy the weights."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._subclasses import FakeTensorMode
+
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return lambda *args: [torch.empty(rows, 48, dtype=BF16)]
+
+    given = operands(rows)
+    op = decode.op()
+    with torch.no_grad():
+        torch.compile(lambda x: op(x, *list(given.values())[1:]), backend=aot_autograd(fw_compiler=keep))(given["x"])
+    (graph,) = graphs
+    found = [node for node in graph.graph.nodes if "triton_kernel_wrapper_functional" in str(node.target)]
+    assert [node.kwargs["tensors_to_clone"] for node in found] == [["out_ptr"], ["out_ptr"]]
+
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in given.values()]
+        result = op(*fakes)
+    assert result.shape == (rows, 48)
+    assert result.dtype == BF16
+
+
+def test_importing_the_package_does_not_import_triton():
+    code = "import fxfuse.kernels.triton, sys; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
