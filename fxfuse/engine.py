@@ -6,8 +6,10 @@ match -> select -> choose a kernel and a placement -> rewrite. It compiles nothi
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,12 +24,12 @@ from fxfuse.kernels.registry import named
 from fxfuse.match import Failure, Found, Match, find_sites, select
 from fxfuse.options import Options
 from fxfuse.params import Derived, NotShareable, Transform
-from fxfuse.params.share import _require_shareable, find
+from fxfuse.params.share import find, require_shareable
 from fxfuse.report import Report, Site
-from fxfuse.rewriting import Editor, copy_graph_module
+from fxfuse.rewriting import Editor
 from fxfuse.view import Leaf, Value, View
 from fxfuse.view.effects import body_of
-from fxfuse.view.leaves import LeafKind, innermost_roots, stack_path
+from fxfuse.view.leaves import LeafKind, classify, innermost_roots, stack_path
 
 
 @dataclass
@@ -105,16 +107,14 @@ class _Work:
         sites: list[Site] = []
         gm, derived = self.gm, ()
         if wanted:
-            gm, mapping = copy_graph_module(self.gm)
-            editor = Editor(gm, mapping)
+            editor = Editor(self.gm)
             sites += self._apply(plans, editor)
+            new_bodies = {}
             for node, body, body_plans in bodies:
-                copy, body_mapping = copy_graph_module(body)
-                inner = Editor(copy, body_mapping)
+                inner = Editor(body)
                 sites += self._apply(body_plans, inner)
-                inner.finish()
-                setattr(gm, str(node.args[0].target), copy)
-            editor.finish()
+                new_bodies[str(node.args[0].target)] = inner.finish({})
+            gm = editor.finish(new_bodies)
             derived = tuple(editor.derived)
         else:
             sites += [self._site(p, ()) for ps in (plans, *(ps for _, _, ps in bodies)) for p in ps]
@@ -221,7 +221,7 @@ class _Work:
                 return f"{transform.describe()} cannot hold its sources"
             try:
                 if find(sources, transform) is None:
-                    _require_shareable(sources, transform, False)
+                    require_shareable(sources, transform, take_mapped=False)
             except NotShareable as refused:
                 return str(refused)
         return None
@@ -251,7 +251,8 @@ class _Work:
             except Exception as error:
                 if self.options.on_error == "raise":
                     raise
-                what = f"{type(error).__name__}: {error}"
+                what = f"{type(error).__name__}: {error}".splitlines()[0]
+                warnings.warn(f"fxfuse leaves a site as it is (REWRITE_ERROR): {what}", stacklevel=2)
                 plan.failure = Failure("REWRITE_ERROR", what, operand=plan.found.match.root)
                 plan.kernel = None
                 sites.append(self._site(plan, ()))
@@ -298,16 +299,17 @@ class _Work:
 
     def _modules(self, found: Found) -> tuple[str, ...]:
         stacks = innermost_roots([stack_path(n) for n in found.nodes])
-        if not self.names or found.match is None:
-            return stacks
-        full = []
-        for value in found.match.captures.values():
-            if isinstance(value, Value) and value.leaf is not None and value.leaf.position is not None:
-                example = self.examples[value.leaf.position] if value.leaf.position < len(self.examples) else None
-                path = self.names.get(id(example))
-                if path is not None:
-                    full.append((value.leaf.path, path))
-        return tuple(paths.absolute(module, full) for module in stacks)
+        return tuple(paths.absolute(module, self._known) for module in stacks)
+
+    @cached_property
+    def _known(self) -> list[tuple[str, str]]:
+        """Parameters' paths in this graph, which may be relative, with their full paths in the model."""
+        known = []
+        for node, example in zip(self.gm.graph.find_nodes(op="placeholder"), self.examples, strict=False):
+            path = self.names.get(id(example))
+            if path is not None:
+                known.append((classify(node, 0, example).path, path))
+        return known
 
 
 def _facts(match: Match) -> SiteFacts:

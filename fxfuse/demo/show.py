@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
-import re
-from collections import Counter
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -170,58 +169,12 @@ def print_setting(console: Console, loaded: Loaded, args: argparse.Namespace, pr
 
 
 def print_fusions(console: Console, reports: list[Any]) -> None:
-    """What was fused where, graph by graph."""
-    table = Table(title="what fxfuse did, per graph", title_justify="left", box=None, pad_edge=False)
-    for heading in ("graph", "pattern", "sites", "outcome", "kernel, or the reason", "where"):
-        table.add_column(heading, overflow="fold")
+    """What was fused where, graph by graph, in the reports' own words."""
+    if not reports:
+        console.print("fxfuse compiled no graph; nothing was fused.\n")
     for index, report in enumerate(reports, start=1):
-        rows = summarise(report)
-        for row in rows or [("-", "0", "nothing matched", "", "")]:
-            table.add_row(str(index), *row)
-    if reports:
-        console.print(table)
-    else:
-        console.print("fxfuse compiled no graph; nothing was fused.")
-    console.print()
-
-
-def summarise(report: Any) -> list[tuple[str, str, str, str, str]]:
-    """One row per pattern, outcome and kernel or reason: (pattern, sites, outcome, detail, modules)."""
-    counts: Counter[tuple[str, str, str]] = Counter()
-    modules: dict[tuple[str, str, str], list[str]] = {}
-    for site in report.sites:
-        detail = str(site.kernel) if site.outcome == "rewritten" else f"{site.code}: {site.reason}"
-        key = (site.pattern, site.outcome, detail)
-        counts[key] += 1
-        modules.setdefault(key, []).extend(site.modules)
-    return [
-        (pattern, str(count), outcome, detail, ", ".join(collapse(modules[pattern, outcome, detail])))
-        for (pattern, outcome, detail), count in counts.items()
-    ]
-
-
-def collapse(paths: Iterable[str]) -> list[str]:
-    """Module paths with runs of layer numbers written as {first-last}."""
-    numbers: dict[str, set[int]] = {}
-    for path in paths:
-        match = re.search(r"(?<=\.)\d+(?=\.|$)", path)
-        template = path if match is None else f"{path[: match.start()]}\0{path[match.end() :]}"
-        numbers.setdefault(template, set())
-        if match is not None:
-            numbers[template].add(int(match.group()))
-    return [template.replace("\0", ranges(found)) for template, found in numbers.items()]
-
-
-def ranges(numbers: set[int]) -> str:
-    """{0-29} for a run, {0-3,7} for runs, 5 for one."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    texts = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
-    return texts[0] if len(numbers) == 1 else "{" + ",".join(texts) + "}"
+        console.print(f"fxfuse, graph {index} of {len(reports)}", style="bold")
+        console.print(textwrap.indent(str(report).strip(), "  ") + "\n")
 
 
 def print_figures(console: Console, arms: list[Arm]) -> None:

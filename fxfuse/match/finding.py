@@ -68,7 +68,8 @@ def _near_miss(view: View, pattern: Pattern, seed: Value, search: Search) -> Fou
     reason = Failure(
         first.code, first.expected, first.found, first.term, first.operand, first.reader, matched, first.variant, also
     )
-    nodes = tuple(dict.fromkeys(n for v in fit.values for n in v.nodes)) or seed.nodes
+    order = view.effects.order
+    nodes = tuple(sorted({n for v in (seed, *fit.values) for n in v.nodes}, key=order.__getitem__))
     total = max(_operations(pattern, choices), matched)
     return Found(pattern, seed, None, reason, nodes, choices, matched, total)
 

@@ -162,7 +162,7 @@ def share_group(sources: Sequence[Tensor], transform: Transform, *, take_mapped:
     found = find(sources, transform)
     if found is not None:
         return found
-    _require_shareable(sources, transform, take_mapped)
+    require_shareable(sources, transform, take_mapped=take_mapped)
     group = _move(sources, transform)
     for old in {id(g): g for g in (_GROUPS.get(id(source)) for source in sources) if g is not None}.values():
         # broken, or it would have been refused; members that stay in it keep its memory through their storage
@@ -258,7 +258,8 @@ def _restore_group(group: Group) -> int:
 # refusing
 
 
-def _require_shareable(sources: Sequence[Tensor], transform: Transform, take_mapped: bool) -> None:
+def require_shareable(sources: Sequence[Tensor], transform: Transform, *, take_mapped: bool) -> None:
+    """Raise NotShareable, with the reason, where `share` would; changes nothing."""
     if not transform.shareable:
         raise NotShareable(
             f"{transform.describe()} does not leave its sources as contiguous slices; only a stack of plain parameters "

@@ -9,8 +9,8 @@ from torch import fx
 _DYNAMO_ATTRIBUTES = ("_param_name_to_source", "_source_to_user_stacks", "compile_subgraph_reason", "torchdynamo_force_dynamic")
 
 
-def copy_graph_module(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
-    """A copy that shares tensors and submodules with ``gm``, and the copy of each node.
+def copy_graph(gm: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of the graph of ``gm``, and the copy of each node.
 
     Node meta is copied one level deep; what Dynamo keeps beside meta (``_dynamo_source``) comes along.
     """
@@ -25,9 +25,14 @@ def copy_graph_module(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node,
         source = getattr(old, "_dynamo_source", None)
         if source is not None:
             new._dynamo_source = source  # type: ignore[attr-defined]
+    return graph, mapping
+
+
+def module_of(gm: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    """A module that runs ``graph`` with the tensors and submodules of ``gm``, which it shares."""
     made = fx.GraphModule(gm, graph)
     made.meta = dict(gm.meta)
     for name in _DYNAMO_ATTRIBUTES:
         if name in gm.__dict__:
             setattr(made, name, gm.__dict__[name])
-    return made, mapping
+    return made

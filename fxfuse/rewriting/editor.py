@@ -14,6 +14,7 @@ from fxfuse.compat import FakeTensor, constant_source
 from fxfuse.kernels import Kernel
 from fxfuse.match import Match
 from fxfuse.params import Derived, Transform
+from fxfuse.rewriting.copying import copy_graph, module_of
 from fxfuse.view import Value
 from fxfuse.view.values import same_shape
 
@@ -23,12 +24,11 @@ class RewriteError(Exception):
 
 
 class Editor:
-    """Edits one copied graph. ``mapping`` leads from the captured graph's nodes to the copy's."""
+    """Edits a copy of the graph of ``gm``. ``mapping`` leads from the captured graph's nodes to the copy's."""
 
-    def __init__(self, gm: fx.GraphModule, mapping: dict[fx.Node, fx.Node]) -> None:
+    def __init__(self, gm: fx.GraphModule) -> None:
         self.gm = gm
-        self.graph = gm.graph
-        self.mapping = mapping
+        self.graph, self.mapping = copy_graph(gm)
         self.derived: list[Derived] = []
         self._inputs: dict[tuple[Transform, tuple[int, ...], str], fx.Node] = {}
 
@@ -116,11 +116,13 @@ class Editor:
             if id(node) not in before:
                 self.graph.erase_node(node)
 
-    def finish(self) -> fx.GraphModule:
-        """Drop what nobody reads any more, check the graph and compile its Python."""
+    def finish(self, bodies: Mapping[str, fx.GraphModule]) -> fx.GraphModule:
+        """The rewritten module. ``bodies`` replace the graphs of higher-order ops, by attribute name."""
         self.graph.lint()
-        self.gm.recompile()
-        return self.gm
+        made = module_of(self.gm, self.graph)
+        for name, body in bodies.items():
+            setattr(made, name, body)
+        return made
 
 
 def _meta(node: fx.Node) -> Any:

@@ -366,21 +366,20 @@ def rms_norm_function(view: View, value: Value) -> Value | None:
         return None
     parts: list[Value] = []
 
-    def part(op: str, dtype: torch.dtype, **args: Any) -> Value:
-        made = value.part(op, args, SymbolicMeta(dtype, None, x.device))
+    def part(op: str, **args: Any) -> Value:
+        made = value.part(op, args, SymbolicMeta(torch.float32, None, x.device))
         parts.append(made)
         return made
 
-    f32 = torch.float32
-    wide = x if x.dtype is f32 else part("cast", f32, input=x, dtype=f32)
-    mean = part("mean", f32, input=part("square", f32, input=wide), dim=-1, keepdim=True)
-    factor = part("rsqrt", f32, input=part("add", f32, input=mean, other=eps))
-    normed = part("mul", f32, input=wide, other=factor)
+    wide = x if x.dtype is torch.float32 else part("cast", input=x, dtype=torch.float32)
+    mean = part("mean", input=part("square", input=wide), dim=-1, keepdim=True)
+    factor = part("rsqrt", input=part("add", input=mean, other=eps))
+    normed = part("mul", input=wide, other=factor)
     step = "rms_norm as its formula"
-    if x.dtype is f32:
+    if x.dtype is torch.float32:
         out = value.become("mul", {"input": normed, "other": weight}, step)
     else:
-        scaled = part("mul", f32, input=normed, other=weight)
+        scaled = part("mul", input=normed, other=weight)
         out = value.become("cast", {"input": scaled, "dtype": x.dtype}, step)
     for made in parts:
         made.owner = out

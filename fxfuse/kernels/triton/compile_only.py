@@ -150,15 +150,20 @@ def _down_job(target: Target, dtype: torch.dtype, tile: decode.Tile, precision: 
     return Job(target, decode.down_kernel, dtype, case, warps, constants, pointers)
 
 
-def compile_job(job: Job, **options: Any) -> Resources:
-    """Compile one job, with ``options`` of the target's compiler on top, and measure the result.
+def compiled(job: Job, **options: Any) -> Any:
+    """Triton's compiled kernel for one job, with ``options`` of the target's compiler on top.
 
     Raises RuntimeError in Triton's interpreter, where there is nothing to compile.
     """
     if decode.INTERPRETED.value:
         raise RuntimeError("TRITON_INTERPRET was set when the kernels were imported, expected it unset to compile them")
+    return triton.compile(job.source(), target=job.target.gpu, options={"num_warps": job.num_warps, **options})
+
+
+def compile_job(job: Job, **options: Any) -> Resources:
+    """Compile one job as :func:`compiled` does, and measure the result."""
     start = time.perf_counter()
-    kernel = triton.compile(job.source(), target=job.target.gpu, options={"num_warps": job.num_warps, **options})
+    kernel = compiled(job, **options)
     seconds = time.perf_counter() - start
     used = _of_cubin(kernel.asm["cubin"]) if job.target.gpu.backend == "cuda" else _of_amdgcn(kernel.asm["amdgcn"])
     return Resources(job, *used, kernel.metadata.shared, seconds)

@@ -186,8 +186,8 @@ def gate_up_kernel(
         squares += x * x
         x *= scale[None, :]
         if ONE_ROW:
-            g += gate.to(tl.float32) * x
-            u += up.to(tl.float32) * x
+            g = tl.fma(gate.to(tl.float32), x, g)
+            u = tl.fma(up.to(tl.float32), x, u)
         else:
             if gate.dtype == tl.bfloat16:
                 x = narrow(x, tl.bfloat16)
@@ -230,7 +230,7 @@ def down_kernel(
         w = tl.load(down_ptr + o[:, None] * down_o + n[None, :] * down_n, in_w, 0.0, eviction_policy="evict_first")
         h = tl.load(h_ptr + m[:, None] * N + n[None, :], (m < rows)[:, None] & (n < last)[None, :], 0.0)
         if ONE_ROW:
-            y += w.to(tl.float32) * h.to(tl.float32)
+            y = tl.fma(w.to(tl.float32), h.to(tl.float32), y)
         else:
             y = dot(w, tl.trans(h), y, PRECISION)
     if ONE_ROW:

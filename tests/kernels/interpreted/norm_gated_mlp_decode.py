@@ -206,8 +206,7 @@ def test_fp16_keeps_its_range_before_the_norm_is_applied(rows):
     given = operands(FP16, rows, 96, 32, 40, outliers=False)
     given[0] = (given[0] * 15000).clamp(-65504, 65504)
     given[1] = given[1] * 8
-    for name in ("gate", "up"):
-        assert (given[0].double() * given[1].double()).abs().max() > 65504, f"x * weight fits fp16: no test of {name}"
+    assert (given[0].double() * given[1].double()).abs().max() > 65504
     given[2], given[3] = given[2] / 8, given[3] / 8
     check(given, "early", "silu")
 
