@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from fxfuse import testing
     from fxfuse.authoring import Dim, Input, Param, Pattern, Scalar, one_of, pattern
     from fxfuse.backend import Backend, fxfuse, rewrite
-    from fxfuse.errors import CaptureError, ExpectationError, FxfuseError, OptionError, PatternError
     from fxfuse.capture import explain
+    from fxfuse.errors import CaptureError, ExpectationError, FxfuseError, OptionError, PatternError
     from fxfuse.kernels import kernel
     from fxfuse.params import cast, refresh, restore, stack, transpose
     from fxfuse.report import Report, Site, reports

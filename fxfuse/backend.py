@@ -185,7 +185,7 @@ def _failed(gm: fx.GraphModule, options: Options, error: Exception, sites: Seque
         )
         for s in lost
     ]  # fmt: skip
-    report = Report(tuple([*failed, *rest]), nodes=len(gm.graph.nodes), options=options.describe())
+    report = Report((*failed, *rest), nodes=len(gm.graph.nodes), options=options.describe())
     return Fused(gm, report)
 
 
@@ -213,5 +213,3 @@ def rewrite(program: fx.GraphModule, *, options: Mapping[str, Any] | None = None
         program.graph = fused.gm.graph
         program.recompile()
     return fused.report
-
-

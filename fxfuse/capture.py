@@ -113,5 +113,3 @@ def _underneath(model: Any) -> Iterator[None]:
 
 def _devices() -> list[int]:
     return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-
-

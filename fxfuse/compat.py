@@ -36,7 +36,9 @@ __all__ = [
 
 def statically_known_true(condition: Any) -> bool:
     """Whether a symbolic condition holds for every input; adds no guard."""
-    from torch.fx.experimental.symbolic_shapes import statically_known_true as known  # 0.4 s, so not before it is needed
+    from torch.fx.experimental.symbolic_shapes import (
+        statically_known_true as known,  # 0.4 s, so not before it is needed
+    )
 
     return bool(known(condition))
 
@@ -54,7 +56,8 @@ def compile_fx(
     """Inductor, as `torch.compile` calls it."""
     from torch._inductor.compile_fx import compile_fx as inductor
 
-    return inductor(gm, list(example_inputs), config_patches=config_patches or None)
+    compiled: Any = inductor(gm, list(example_inputs), config_patches=config_patches or None)
+    return compiled
 
 
 def mode_options(mode: str, dynamic: bool | None = None) -> dict[str, Any]:
@@ -71,16 +74,18 @@ def mode_names() -> tuple[str, ...]:
 
 def isolated_compile(model: Callable[..., Any], backend: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
     """`torch.compile` with cache entries of its own, so that an earlier compile's recompile limit does not count."""
+    compile_: Any = torch.compile
     try:
-        return torch.compile(model, backend=backend, isolate_recompiles=True, **kwargs)
+        compiled: Callable[..., Any] = compile_(model, backend=backend, isolate_recompiles=True, **kwargs)
     except TypeError:  # torch < 2.13
-        return torch.compile(model, backend=backend, **kwargs)
+        compiled = compile_(model, backend=backend, **kwargs)
+    return compiled
 
 
 @contextlib.contextmanager
 def tagged_cache(tag: str) -> Iterator[None]:
     """Put ``tag`` into the keys of torch's compile caches: they do not see the bodies of our ops and kernels."""
-    config = torch.compiler.config
+    config: Any = torch.compiler.config
     with config.patch(cache_key_tag=f"{config.cache_key_tag}|{tag}"):
         yield
 

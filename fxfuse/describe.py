@@ -58,5 +58,3 @@ def _type(operand: object) -> str:
 
 def _short(line: str) -> str:
     return os.path.join(*line.split(os.sep)[-2:]) if os.sep in line else line
-
-

@@ -105,7 +105,8 @@ class _Work:
         start = clock()
         wanted = any(p.kernel for p in plans) or any(p.kernel for _, _, ps in bodies for p in ps)
         sites: list[Site] = []
-        gm, derived = self.gm, ()
+        gm = self.gm
+        derived: tuple[Derived, ...] = ()
         if wanted:
             editor = Editor(self.gm)
             sites += self._apply(plans, editor)
@@ -130,7 +131,11 @@ class _Work:
         for pattern in self.options.patterns:
             found += find_sites(view, pattern)
         for site in found:
-            if site.match is not None and self.options.paths and not paths.selected(self._modules(site), self.options.paths):
+            if (
+                site.match is not None
+                and self.options.paths
+                and not paths.selected(self._modules(site), self.options.paths)
+            ):
                 site.reason = Failure("DISABLED", f"outside paths={list(self.options.paths)}", operand=site.seed)
         select(found)
         return [self._plan(site, in_body) for site in found]
@@ -156,7 +161,9 @@ class _Work:
             return Plan(site, None, "", "", site.reason)
         wish = self.options.kernel_for(pattern.name)
         if wish == "off":
-            return Plan(site, None, "", "", Failure("DISABLED", f"kernels={{{pattern.name!r}: 'off'}}", operand=match.root))
+            return Plan(
+                site, None, "", "", Failure("DISABLED", f"kernels={{{pattern.name!r}: 'off'}}", operand=match.root)
+            )
         facts = _facts(match)
         placement = self.options.weights_for(pattern.name)
         if wish is not None:
@@ -175,14 +182,14 @@ class _Work:
             return Plan(site, None, "", "", Failure("NO_KERNEL", why, operand=match.root))
         return self._place(site, kernel, why, placement, facts, in_body)
 
-    def _place(
-        self, site: Found, kernel: Kernel, why: str, placement: str, facts: SiteFacts, in_body: bool
-    ) -> Plan:
+    def _place(self, site: Found, kernel: Kernel, why: str, placement: str, facts: SiteFacts, in_body: bool) -> Plan:
         """Where the kernel finds its weights; a placement that cannot be had becomes `separate`, with a note."""
         if not kernel.derive:
-            notes = ()
+            notes: tuple[str, ...] = ()
             if placement not in {"auto", "separate"}:
-                notes = (f"weights={placement!r} does not apply: kernel {kernel.name} reads the parameters as they are",)
+                notes = (
+                    f"weights={placement!r} does not apply: kernel {kernel.name} reads the parameters as they are",
+                )
             return Plan(site, kernel, "separate", why, notes=notes)
         if placement == "inline":
             return Plan(site, kernel, "inline", why)
@@ -215,7 +222,8 @@ class _Work:
                 size = sum(s.nbytes for s in sources)
                 budget = self.options.extra_memory * size
                 if size > budget:
-                    return f"a copy wants {size} bytes, and extra_memory={self.options.extra_memory:g} grants {int(budget)}"
+                    grant = f"extra_memory={self.options.extra_memory:g} grants {int(budget)}"
+                    return f"a copy wants {size} bytes, and {grant}"
                 continue
             if not transform.shareable:
                 return f"{transform.describe()} cannot hold its sources"
@@ -341,4 +349,3 @@ def with_graph_number(report: Report, number: int) -> Report:
     """The report with its sites numbered as those of one graph among several."""
     report.sites = tuple(replace(site, graph=number) for site in report.sites)
     return report
-

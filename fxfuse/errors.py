@@ -34,7 +34,7 @@ class CaptureError(FxfuseError, RuntimeError):
 
 
 @functools.cache
-def _shortened(kind: type[OptionError]) -> type[OptionError]:
+def _shortened(kind: Any) -> Any:
     from torch._dynamo.exc import ShortenTraceback
 
     def init(self: Any, message: str) -> None:
@@ -47,7 +47,7 @@ def readable(error: OptionError) -> OptionError:
     """The same error in the form that Dynamo hands on unwrapped; itself where Dynamo is not loaded."""
     if "torch._dynamo.exc" not in sys.modules or type(error).__init__ is not OptionError.__init__:
         return error
-    made = _shortened(type(error))(str(error))
+    made: OptionError = _shortened(type(error))(str(error))  # type: ignore[arg-type]  # a class hashes
     made.__cause__ = error.__cause__
     return made
 

@@ -20,7 +20,9 @@ def unmet(report: Report, options: Options) -> list[str]:
         for name, count in wanted:
             if counts[name] != count:
                 verb = "matched" if key == "expect" else "were rewritten"
-                problems.append(f"{key}: {count} sites of {name} were expected, {counts[name]} {verb}.{_why(report, name)}")
+                problems.append(
+                    f"{key}: {count} sites of {name} were expected, {counts[name]} {verb}.{_why(report, name)}"
+                )
     modules = {m for s in report.sites for m in s.modules}
     for glob in options.paths:
         if not any(paths.hits(glob, m) for m in modules):
@@ -41,11 +43,13 @@ def judge(report: Report, options: Options, *, whole: bool) -> None:
         whole: the report covers all that the user compiles at once; counts of a part only warn.
 
     Raises:
-        ExpectationError: a count differs, a glob hits nothing, or a named pattern matched nowhere (``on_miss="error"``).
+        ExpectationError: a count differs, a glob hits nothing, or a named pattern has no match (``on_miss="error"``).
     """
     problems = unmet(report, options)
     misses = unmatched(report, options) if options.on_miss != "silent" else []
-    silent_misses = [f"pattern {name!r} was named and matched nowhere in this graph.{_why(report, name)}" for name in misses]
+    silent_misses = [
+        f"pattern {name!r} was named and matched nowhere in this graph.{_why(report, name)}" for name in misses
+    ]
     if options.on_miss == "error":
         problems += silent_misses
     else:

@@ -21,10 +21,12 @@ def all_patterns() -> dict[str, Pattern]:
         try:
             module = entry.load()
             pages = [module]
-            for page in pkgutil.iter_modules(getattr(module, "__path__", ())):
-                pages.append(import_module(f"{module.__name__}.{page.name}"))
+            names = [page.name for page in pkgutil.iter_modules(getattr(module, "__path__", ()))]
+            pages += [import_module(f"{module.__name__}.{name}") for name in names]
         except Exception as error:
-            warnings.warn(f"fxfuse: pattern pack {entry.name!r} ({entry.value}) cannot be loaded: {error}", stacklevel=2)
+            warnings.warn(
+                f"fxfuse: pattern pack {entry.name!r} ({entry.value}) cannot be loaded: {error}", stacklevel=2
+            )
             continue
         for page in pages:
             for value in vars(page).values():

@@ -61,7 +61,13 @@ class Options:
         return out
 
 
-VALID = ("patterns", "add", "drop", *(f.name for f in dataclasses.fields(Options) if f.name not in {"patterns", "named"}), "verify")
+VALID = (
+    "patterns",
+    "add",
+    "drop",
+    *(f.name for f in dataclasses.fields(Options) if f.name not in {"patterns", "named"}),
+    "verify",
+)
 
 
 def parse(options: Mapping[str, Any] | None = None, *, mode: str | None = None, **keywords: Any) -> Options:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 @functools.cache
 def _compiled(glob: str) -> re.Pattern[str]:
-    pieces = []
-    for piece in re.split(r"(\*\*|\*)", glob):
-        pieces.append({"**": ".*", "*": r"[^.]*"}.get(piece) or re.escape(piece))
+    wild = {"**": ".*", "*": r"[^.]*"}
+    pieces = [wild.get(piece) or re.escape(piece) for piece in re.split(r"(\*\*|\*)", glob)]
     return re.compile("".join(pieces) + r"(\..*)?")
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fxfuse import Dim, Input, Param, Scalar, one_of, pattern
 from fxfuse_patterns.norms import rms_norm
 
-D, N, N2, O = Dim("hidden"), Dim("intermediate"), Dim("2 * intermediate"), Dim("out")
+D, N, BOTH, OUT = Dim("hidden"), Dim("intermediate"), Dim("2 * intermediate"), Dim("out")
 
 
 def halves(t: Any) -> tuple[Any, Any]:
@@ -28,12 +28,12 @@ def rms_norm_gated_mlp(
     eps: Any = Scalar(float),
     gate: Any = Param(N, D),
     up: Any = Param(N, D),
-    gate_up: Any = Param(N2, D),
-    down: Any = Param(O, N),
+    gate_up: Any = Param(BOTH, D),
+    down: Any = Param(OUT, N),
     gate_bias: Any = Param(N, optional=True),
     up_bias: Any = Param(N, optional=True),
-    gate_up_bias: Any = Param(N2, optional=True),
-    down_bias: Any = Param(O, optional=True),
+    gate_up_bias: Any = Param(BOTH, optional=True),
+    down_bias: Any = Param(OUT, optional=True),
 ) -> Any:
     h = rms_norm(x, weight, eps)
     g, u = one_of(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ GEMM_ROWS = 48
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # then Triton kernels run on CPU tensors
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
@@ -68,9 +69,7 @@ def plain(
 @kernel(PATTERN, name="stacked", derive={"rows": stack("gate", "up")}, backward="autograd", default=True,
         variants={"proj": {"separate"}},
         when=lambda facts: "stacks no biases" if "gate_bias" in facts.present else None)  # fmt: skip
-def stacked(
-    x: Any, weight: Any, rows: Any, down: Any, down_bias: Any, *, eps: Any, norm: str, act: str
-) -> Any:
+def stacked(x: Any, weight: Any, rows: Any, down: Any, down_bias: Any, *, eps: Any, norm: str, act: str) -> Any:
     """One GEMM for gate and up over their stacked weight [2 * intermediate, hidden]."""
     g, u = halves(F.linear(normed(x, weight, eps, norm), rows), "packed")
     return F.linear(ACTIVATIONS[act](g) * u, down, down_bias)

@@ -164,7 +164,7 @@ def kernel(
         interval = capability if isinstance(capability[0], tuple) else (capability, (99, 9))
     requires = Requirements(
         device=(device,) if isinstance(device, str) else tuple(device) if device is not None else None,
-        capability=interval,  # type: ignore[arg-type]
+        capability=interval,
         dtypes=tuple(dtypes) if dtypes is not None else None,
         variants=tuple(sorted((k, frozenset(v)) for k, v in (variants or {}).items())),
         rows=rows,

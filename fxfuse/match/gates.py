@@ -48,7 +48,7 @@ def _no_other_readers(match: Match) -> Failure | None:
             continue
         outside = [n for n in value.nodes if n not in covered]
         assert not outside
-        pending = [n for n in value.nodes]
+        pending = list(value.nodes)
         pending += [n for n in view.aliases(value) if n not in pending]
         inside = covered | set(pending)
         for node in pending:
@@ -71,7 +71,11 @@ def _reads_metadata_only(reader: fx.Node) -> bool:
     if reader.op == "call_function":
         if reader.target is getattr:
             return reader.args[1] in {"shape", "dtype", "device", "ndim"}
-        return reader.target in (torch.ops.aten.sym_size.int, torch.ops.aten.sym_stride.int, torch.ops.aten.sym_numel.default)
+        return reader.target in (
+            torch.ops.aten.sym_size.int,
+            torch.ops.aten.sym_stride.int,
+            torch.ops.aten.sym_numel.default,
+        )
     return False
 
 

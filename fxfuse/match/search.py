@@ -120,7 +120,14 @@ class Search:
             progress = sum(isinstance(t, OpTerm) for t in self.bound)
         variant = tuple(self.choices.items())
         made = Failure(
-            failure.code, failure.expected, failure.found, failure.term, failure.operand, failure.reader, progress, variant
+            failure.code,
+            failure.expected,
+            failure.found,
+            failure.term,
+            failure.operand,
+            failure.reader,
+            progress,
+            variant,
         )
         if progress > self.progress:
             self.progress = progress

@@ -23,6 +23,7 @@ def select(found: Sequence[Found]) -> list[Found]:
             taken.update(dict.fromkeys(site.nodes, site))
         else:
             assert winner.match is not None
-            what = f"{winner.pattern.name} at {winner.match.root.node.name} took {len(winner.nodes)} nodes, some of them this site's"
+            where = f"{winner.pattern.name} at {winner.match.root.node.name}"
+            what = f"{where} took {len(winner.nodes)} nodes, some of them this site's"
             site.reason = Failure("OVERLAP", what, operand=site.seed)
     return list(found)

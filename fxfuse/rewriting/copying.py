@@ -6,7 +6,12 @@ import copy
 
 from torch import fx
 
-_DYNAMO_ATTRIBUTES = ("_param_name_to_source", "_source_to_user_stacks", "compile_subgraph_reason", "torchdynamo_force_dynamic")
+_DYNAMO_ATTRIBUTES = (
+    "_param_name_to_source",
+    "_source_to_user_stacks",
+    "compile_subgraph_reason",
+    "torchdynamo_force_dynamic",
+)
 
 
 def copy_graph(gm: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
@@ -24,7 +29,7 @@ def copy_graph(gm: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     for old, new in mapping.items():
         source = getattr(old, "_dynamo_source", None)
         if source is not None:
-            new._dynamo_source = source  # type: ignore[attr-defined]
+            new._dynamo_source = source
     return graph, mapping
 
 

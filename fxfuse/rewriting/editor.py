@@ -96,7 +96,7 @@ class Editor:
         with self.graph.inserting_after(last):
             node = self.graph.placeholder(f"fxfuse_{'_'.join(transform.sources)}_{len(self.derived)}")
         node.meta = {"example_value": example, "tensor_dict": {"_dynamo_static_input_type": "unguarded"}}
-        node._dynamo_source = constant_source(node.name)  # type: ignore[attr-defined]
+        node._dynamo_source = constant_source(node.name)
         self._inputs[key] = node
         self.derived.append(Derived(transform, tuple(positions), placement))
         return node
@@ -160,7 +160,7 @@ class _Tracer(GraphAppendingTracer):
 
     def __init__(self, graph: fx.Graph, root: fx.Node) -> None:
         super().__init__(graph)
-        self.site_meta = {k: root.meta[k] for k in ("stack_trace", "nn_module_stack") if k in root.meta}
+        self.site_meta: dict[str, Any] = {k: root.meta[k] for k in ("stack_trace", "nn_module_stack") if k in root.meta}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Operand(node, self)

@@ -120,7 +120,9 @@ def cast_of(view: View, node: fx.Node) -> Value | None:
         return None
     if wanted is None:
         return None
-    return Value("cast", {"input": args[0], "dtype": wanted}, node, meta=SymbolicMeta(dtype=wanted) if meta is None else meta)
+    return Value(
+        "cast", {"input": args[0], "dtype": wanted}, node, meta=SymbolicMeta(dtype=wanted) if meta is None else meta
+    )
 
 
 @rule("mul", "mul")
@@ -277,9 +279,11 @@ def matmul_with_transposed(view: View, value: Value) -> Value | None:
 
 def _transposed(view: View, value: Value) -> Value | None:
     """``w``, where the value is its transpose over its only two dimensions."""
-    if value.op == "t" or (value.op == "transpose" and _dims_are_last_two(value)):
-        source = view.operand(value.args["input"])
-    elif value.op == "permute" and tuple(value.args.get("dims", ())) in {(1, 0), (-1, 0), (1, -2), (-1, -2)}:
+    if (
+        value.op == "t"
+        or (value.op == "transpose" and _dims_are_last_two(value))
+        or (value.op == "permute" and tuple(value.args.get("dims", ())) in {(1, 0), (-1, 0), (1, -2), (-1, -2)})
+    ):
         source = view.operand(value.args["input"])
     else:
         return None

@@ -65,9 +65,7 @@ class Value:
     def device(self) -> torch.device | None:
         return getattr(self.meta, "device", None)
 
-    def become(
-        self, op: str, args: Mapping[str, Any], step: str, absorbed: Sequence[fx.Node] = ()
-    ) -> Value:
+    def become(self, op: str, args: Mapping[str, Any], step: str, absorbed: Sequence[fx.Node] = ()) -> Value:
         """This value under another canonical op, by the rule called ``step``."""
         return Value(op, args, self.node, (*self.absorbed, *absorbed), (*self.steps, step), meta=self.meta)
 
