@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch._C import DisableTorchFunction as no_torch_function
+from torch._C import _len_torch_dispatch_stack, _storage_Use_Count
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -24,12 +28,16 @@ __all__ = [
     "constant_source",
     "cpu_multiplies_bf16",
     "detect_fake_mode",
+    "dispatch_mode_active",
     "is_fullgraph",
+    "is_functorch_wrapped_tensor",
     "isolated_compile",
     "mode_names",
     "mode_options",
+    "no_torch_function",
     "size_hint",
     "statically_known_true",
+    "storage_holders",
     "tagged_cache",
 ]
 
@@ -141,3 +149,23 @@ def is_fullgraph() -> bool:
         return bool(InstructionTranslator.current_tx().one_graph)
     except (AttributeError, IndexError):  # called outside a compile, or another torch
         return False
+
+
+def dispatch_mode_active() -> bool:
+    """Whether a TorchDispatchMode (fake tensors, functionalization, a counter) would see what torch runs now."""
+    return bool(_len_torch_dispatch_stack())
+
+
+def _count(tensor: Tensor) -> int:
+    # The use count has each tensor on the storage, and the Python storage object once however many names it has:
+    # those names are in its reference count.
+    storage = tensor.untyped_storage()
+    return _storage_Use_Count(storage._cdata) + sys.getrefcount(storage)
+
+
+_ALONE = _count(torch.nn.Parameter(torch.empty(1)))
+
+
+def storage_holders(tensor: Tensor) -> int:
+    """How many others hold the tensor's storage: other tensors, NumPy arrays on it, Python storage objects."""
+    return _count(tensor) - _ALONE

@@ -1,8 +1,7 @@
-"""What two answers to one prompt say about each other: the same tokens or not, and when compiling has paid."""
+"""Where two greedy answers to one prompt part, and how close the choice was there."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from fxfuse.demo.greedy import Answer, Step
@@ -41,18 +40,3 @@ def logit_gap(step: Step, other_token: int) -> float | None:
 
 def show_gap(gap: float | None) -> str:
     return "beyond the logits kept" if gap is None else f"{gap:.3g}"
-
-
-def break_even(compile_seconds: float, compiled: Answer, eager: Answer) -> int | None:
-    """New tokens after which compiling has paid; None where it never does at these rates."""
-    prefill, decode = compiled.prefill_seconds, compiled.decode_seconds
-    eager_prefill, eager_decode = eager.prefill_seconds, eager.decode_seconds
-    if prefill is None or decode is None or eager_prefill is None or eager_decode is None:
-        return None
-    owed = compile_seconds + prefill - eager_prefill
-    gain = eager_decode - decode
-    if owed <= 0:
-        return 1 if gain >= 0 else None
-    if gain <= 0:
-        return None
-    return 1 + math.ceil(owed / gain)

@@ -32,7 +32,7 @@ class Step:
 
 @dataclass
 class Answer:
-    """Every step of one answer, and what they took."""
+    """Every step of one answer; the first is prefill."""
 
     prompt_tokens: int
     steps: list[Step] = field(default_factory=list)
@@ -44,18 +44,6 @@ class Answer:
     @property
     def seconds(self) -> float:
         return sum(step.seconds for step in self.steps)
-
-    @property
-    def prefill_seconds(self) -> float | None:
-        """None where the call also compiled."""
-        first = self.steps[0]
-        return None if first.compiled else first.seconds
-
-    @property
-    def decode_seconds(self) -> float | None:
-        """Mean over the decode steps that compiled nothing; None where there is none."""
-        steady = [step.seconds for step in self.steps[1:] if not step.compiled]
-        return sum(steady) / len(steady) if steady else None
 
 
 class GreedyDecoder:
@@ -82,13 +70,12 @@ class GreedyDecoder:
             position += ids.shape[-1]
             ids = torch.tensor([[step.token]], device=self.prompt_ids.device)
 
-    def rehearse(self, forward: Callable[..., Any]) -> Iterator[Answer]:
-        """Run the first steps until one compiles nothing; yields after each."""
-        decoding = self.max_new_tokens > 1
+    def rehearse(self, forward: Callable[..., Any]) -> Iterator[Step]:
+        """Run the first steps, until one after the first decode step compiles nothing; yields each."""
         for answer, _ in self.answer(forward):
-            yield answer
             newest = answer.steps[-1]
-            if len(answer.steps) > REHEARSAL_STEPS or not decoding or (len(answer.steps) > 2 and not newest.compiled):
+            yield newest
+            if len(answer.steps) > REHEARSAL_STEPS or (len(answer.steps) > 2 and not newest.compiled):
                 return
 
     @torch.no_grad()

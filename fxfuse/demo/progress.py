@@ -22,10 +22,12 @@ PHASES = (
     ("fxfuse.view", "matching patterns"),
     ("fxfuse.match", "matching patterns"),
     ("fxfuse.params", "preparing weights"),
-    ("fxfuse.rewrite", "rewriting"),
+    ("fxfuse.rewriting", "rewriting"),
     ("fxfuse.backend", "fxfuse"),
+    ("fxfuse.engine", "fxfuse"),
     ("torch._dynamo", "tracing"),
-    ("transformers", "running"),
+    ("fxfuse.demo.load", "reading"),
+    ("fxfuse.demo", "running"),
 )
 
 
@@ -52,11 +54,9 @@ class PhaseColumn(ProgressColumn):
 
 
 @contextmanager
-def working(console: Console, what: str, *, phases: bool = True) -> Iterator[None]:
+def working(console: Console, what: str) -> Iterator[None]:
     """A spinner around something that takes seconds; prints nothing when the output is no terminal."""
-    columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
-    if phases:
-        columns.append(PhaseColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), PhaseColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         progress.add_task(what, total=None)
         yield

@@ -1,11 +1,11 @@
-"""Runs the demo's arms one after the other, streams their answers and prints the comparison."""
+"""Runs the demo's arms, streams their answers and prints what each brought."""
 
 from __future__ import annotations
 
 import argparse
 import platform
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,13 @@ from rich.table import Table
 
 import fxfuse
 from fxfuse.demo import MAX_NEW_TOKENS, PROMPT
-from fxfuse.demo.compare import break_even, first_difference
-from fxfuse.demo.greedy import Answer, GreedyDecoder, graphs_compiled
+from fxfuse.demo.compare import first_difference
+from fxfuse.demo.greedy import Answer, GreedyDecoder, Step, graphs_compiled
 from fxfuse.demo.load import DTYPES, DemoError, Loaded, load
 from fxfuse.demo.progress import working
+from fxfuse.demo.speed import Speed, break_even, take_turns
+
+BUSY = 1.5  # an answer this much slower than the measured speed says that the machine did something else meanwhile
 
 
 @dataclass
@@ -26,15 +29,38 @@ class Arm:
     """One way to run the model, and what it gave."""
 
     name: str
-    answer: Answer
-    compile_seconds: float = 0.0
+    forward: Callable[..., Any]
+    decoder: GreedyDecoder
     graphs: int = 0
-    late_graphs: int = 0  # compiled while answering, after the rehearsal
+    late_graphs: int = 0  # compiled after the rehearsal
+    compile_seconds: float = 0.0
     reports: list[Any] = field(default_factory=list)
+    given: Answer | None = None
+    speed: Speed = field(default_factory=Speed)
 
-    @property
-    def total_seconds(self) -> float:
-        return self.compile_seconds + self.answer.seconds
+    def __post_init__(self) -> None:
+        self.rehearsal = self.decoder.rehearse(self.forward)
+
+    def rehearse(self) -> Step | None:
+        """The next step of the rehearsal, which compiles what answering will run; None when there is no more."""
+        graphs, reports = graphs_compiled(), {id(report) for report in fxfuse.reports()}
+        step = next(self.rehearsal, None)
+        self.graphs += graphs_compiled() - graphs
+        self.reports += [report for report in fxfuse.reports() if id(report) not in reports]
+        if step is not None and step.compiled:
+            self.compile_seconds += step.seconds
+        return step
+
+    def answer(self) -> Iterator[tuple[Answer, int]]:
+        """Answer from the start."""
+        for answer, token in self.decoder.answer(self.forward):
+            self.late_graphs += answer.steps[-1].compiled
+            yield answer, token
+
+    def answered(self) -> Answer:
+        """The answer that was streamed."""
+        assert self.given is not None, f"{self.name} has not answered yet"
+        return self.given
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,28 +69,33 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
-    with working(console, "loading the model", phases=False):
+    with working(console, "loading the model"):
         loaded = load(args.model, DTYPES[args.dtype], device)
         prompt_ids = loaded.encode(args.prompt)
     check_length(loaded, prompt_ids.shape[-1] + args.max_new_tokens)
     print_setting(console, loaded, args, prompt_ids)
 
-    decoder = GreedyDecoder(loaded.model, prompt_ids, args.max_new_tokens, loaded.end_tokens())
-    arms = [run_arm(console, "eager", loaded, decoder, lambda model: model)]
-    options = None if args.inner == "inductor" else {"inner": args.inner}
-    arms.append(
-        run_arm(
-            console, "fxfuse", loaded, decoder, lambda model: torch.compile(model, backend="fxfuse", options=options)
-        )
-    )
-    if args.compare is not None:
-        arms.append(
-            run_arm(console, args.compare, loaded, decoder, lambda model: torch.compile(model, backend=args.compare))
-        )
+    def arm(name: str, forward: Callable[..., Any]) -> Arm:
+        return Arm(name, forward, GreedyDecoder(loaded.model, prompt_ids, args.max_new_tokens, loaded.end_tokens()))
 
+    options = None if args.inner == "inductor" else {"inner": args.inner}
+    eager = arm("eager", loaded.model)
+    compiled = [arm("fxfuse", torch.compile(loaded.model, backend="fxfuse", options=options))]
+    if args.compare is not None:
+        compiled.append(arm(args.compare, torch.compile(loaded.model, backend=args.compare)))
+    arms = [eager, *compiled]
+
+    warm_up(eager)
+    stream(console, loaded, eager)
+    compile_all(console, compiled)
+    for one in compiled:
+        stream(console, loaded, one)
     console.print()
-    print_fusions(console, arms[1].reports)
-    print_figures(console, arms)
+    with working(console, "measuring the speeds in turns"):
+        rounds = take_turns(arms)
+
+    print_fusions(console, compiled[0].reports)
+    print_figures(console, arms, rounds)
     differing = print_tokens(console, loaded, arms)
     if "fxfuse" in differing and is_promised(args):
         console.print("For this model, prompt, dtype and length the token ids must be identical: this is a bug.")
@@ -73,10 +104,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def is_promised(args: argparse.Namespace) -> bool:
-    """Whether this run is the one for which identical tokens are promised."""
-    return (
-        args.model is None and args.prompt == PROMPT and args.dtype == "fp32" and args.max_new_tokens <= MAX_NEW_TOKENS
-    )
+    """Whether this run is one for which identical tokens are promised."""
+    shipped = args.model is None and args.prompt == PROMPT and args.max_new_tokens <= MAX_NEW_TOKENS
+    return shipped and args.dtype == "fp32"
 
 
 def choose_device(device: str | None) -> str:
@@ -91,51 +121,43 @@ def choose_device(device: str | None) -> str:
 
 
 def check_length(loaded: Loaded, length: int) -> None:
-    """Refuse an answer beyond what the model's positions can say."""
+    """Refuse an answer beyond the model's positions."""
     limit = getattr(loaded.model.config, "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise DemoError(f"prompt and answer need {length} positions, but {loaded.name} has {limit}.")
 
 
-def run_arm(
-    console: Console, name: str, loaded: Loaded, decoder: GreedyDecoder, wrap: Callable[[Any], Callable[..., Any]]
-) -> Arm:
-    """Compile (if it compiles) under a progress display, then answer while streaming."""
-    # Arms share the model's code, and Dynamo's memory of one arm's shapes would make the next one's graphs dynamic.
-    torch.compiler.reset()
-    forward = wrap(loaded.model)
-    before, reports_before = graphs_compiled(), {id(report) for report in fxfuse.reports()}
-
-    console.print(f"\n{name}", style="bold")
-    rehearsal = Answer(prompt_tokens=decoder.prompt_ids.shape[-1])
-    # Closing the generators on Ctrl-C is left to the interpreter; nothing in them needs cleaning up.
-    steps = decoder.rehearse(forward)
-    while True:
-        what = "warming up" if name == "eager" else f"compiling {'decode' if rehearsal.steps else 'prefill'}"
-        with working(console, what):
-            newest = next(steps, None)
-        if newest is None:
-            break
-        rehearsal = newest
-    compiling = [step.seconds for step in rehearsal.steps if step.compiled]
-    graphs = graphs_compiled() - before
-    if graphs:
-        parts = ", ".join(f"{seconds:.1f}" for seconds in compiling)
-        console.print(f"  {plural(graphs, 'graph')} compiled in {sum(compiling):.1f} s ({parts})", style="dim")
-
-    answer = stream(console, loaded, decoder.answer(forward))
-    return Arm(
-        name=name,
-        answer=answer,
-        compile_seconds=sum(compiling),
-        graphs=graphs,
-        late_graphs=graphs_compiled() - before - graphs,
-        reports=[report for report in fxfuse.reports() if id(report) not in reports_before],
-    )
+def warm_up(arm: Arm) -> None:
+    """The first calls of an arm that compiles nothing, so that they do not count."""
+    while arm.rehearse() is not None:
+        pass
 
 
-def stream(console: Console, loaded: Loaded, answers: Iterable[tuple[Answer, int]]) -> Answer:
-    """Print each word as soon as it is complete; returns the finished answer."""
+def compile_all(console: Console, arms: list[Arm]) -> None:
+    """Compile every arm under a progress display: prefill of each, then decode of each.
+
+    In this order because Dynamo remembers the shapes of a function, not of an arm: a prefill after somebody's decode
+    would be compiled for dynamic shapes, and the arms would not be alike.
+    """
+    console.print("\ncompiling", style="bold")
+    for arm in arms:
+        rehearse_shown(console, arm, "prefill")
+    for arm in arms:
+        while rehearse_shown(console, arm, "decode"):
+            pass
+
+
+def rehearse_shown(console: Console, arm: Arm, what: str) -> bool:
+    """One step of an arm's rehearsal, with a spinner while it runs and a line if it compiled; False after the last."""
+    with working(console, f"{arm.name}, {what}"):
+        step = arm.rehearse()
+    if step is not None and step.compiled:
+        console.print(f"  {arm.name}, {what}: {step.seconds:.1f} s")
+    return step is not None
+
+
+def stream(console: Console, loaded: Loaded, arm: Arm) -> None:
+    """Print the arm's answer, each word as soon as it is complete, and keep it."""
     from transformers import TextStreamer
 
     class ConsoleStreamer(TextStreamer):
@@ -145,14 +167,12 @@ def stream(console: Console, loaded: Loaded, answers: Iterable[tuple[Answer, int
             console.print(text, end="\n" if stream_end else "")
             console.file.flush()
 
+    console.print(f"\n{arm.name}", style="bold")
     streamer = ConsoleStreamer(loaded.tokenizer, skip_special_tokens=True)
-    finished: Answer | None = None
-    for answer, token in answers:
+    for answer, token in arm.answer():
         streamer.put(torch.tensor([token]))
-        finished = answer
+        arm.given = answer
     streamer.end()
-    assert finished is not None, "an answer has at least one token"
-    return finished
 
 
 def print_setting(console: Console, loaded: Loaded, args: argparse.Namespace, prompt_ids: torch.Tensor) -> None:
@@ -160,10 +180,10 @@ def print_setting(console: Console, loaded: Loaded, args: argparse.Namespace, pr
     import transformers
 
     device = prompt_ids.device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else plural(torch.get_num_threads(), "thread")
     console.print(
-        f"{loaded.name}, {args.dtype}, {where}, torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"Python {platform.python_version()}"
+        f"{loaded.name}, {args.dtype}, {device.type}, {where}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, Python {platform.python_version()}"
     )
     console.print(f"prompt ({plural(prompt_ids.shape[-1], 'token')}): {args.prompt}")
 
@@ -177,35 +197,44 @@ def print_fusions(console: Console, reports: list[Any]) -> None:
         console.print(textwrap.indent(str(report).strip(), "  ") + "\n")
 
 
-def print_figures(console: Console, arms: list[Arm]) -> None:
-    """Speeds of steady calls, and what the whole answer took with compiling counted in."""
+def print_figures(console: Console, arms: list[Arm], rounds: int) -> None:
+    """Steady speeds, and what the answers took with compiling counted in."""
     eager = arms[0]
-    table = Table(title="one run of each", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("")
     for arm in arms:
         table.add_column(arm.name, justify="right")
     table.add_row("compiling, s", *(f"{arm.compile_seconds:.1f}" if arm.graphs else "-" for arm in arms))
     table.add_row("graphs", *(str(arm.graphs + arm.late_graphs) if arm.graphs else "-" for arm in arms))
-    table.add_row("prefill, tokens/s", *(speed(a.answer.prompt_tokens, a.answer.prefill_seconds) for a in arms))
-    table.add_row("decode, tokens/s", *(speed(1, arm.answer.decode_seconds) for arm in arms))
-    table.add_row("time to the answer, s", *(f"{arm.answer.seconds:.2f}" for arm in arms))
-    table.add_row("  with compiling, s", *(f"{arm.total_seconds:.2f}" for arm in arms))
+    table.add_row("prefill, tokens/s", *(rate(arm.answered().prompt_tokens, arm.speed.prefill) for arm in arms))
+    table.add_row("decode, tokens/s", *(rate(1, arm.speed.decode) for arm in arms))
+    table.add_row("time to the answer above, s", *(f"{arm.answered().seconds:.2f}" for arm in arms))
+    table.add_row("  with compiling, s", *(f"{arm.compile_seconds + arm.answered().seconds:.2f}" for arm in arms))
     table.add_row("compiling has paid after", "-", *(paid_after(arm, eager) for arm in arms[1:]))
     console.print(table)
+    console.print(f"\ntokens/s: medians of {plural(rounds, 'round')} in which the arms took turns", style="dim")
     for arm in arms:
-        if arm.late_graphs:
-            console.print(
-                f"{arm.name} compiled {plural(arm.late_graphs, 'more graph')} while answering; those calls count in "
-                "the time to the answer, not in tokens/s."
-            )
+        print_caveats(console, arm)
     console.print()
+
+
+def print_caveats(console: Console, arm: Arm) -> None:
+    """What a reader of the figures must know: late compiles, and answers during which the machine was busy."""
+    if arm.late_graphs:
+        console.print(f"{arm.name} still compiled in {plural(arm.late_graphs, 'call')} after the first ones.")
+    seconds, steady = arm.answered().seconds, arm.speed.answer_seconds(len(arm.answered().steps))
+    if steady is not None and seconds > BUSY * steady:
+        console.print(
+            f"{arm.name}'s answer took {seconds:.2f} s, at its measured speed it takes {steady:.2f} s: "
+            "the machine was busy with something else."
+        )
 
 
 def paid_after(arm: Arm, eager: Arm) -> str:
     """The break-even point in words."""
-    if arm.answer.decode_seconds is None or eager.answer.decode_seconds is None:
+    if arm.speed.decode is None or eager.speed.decode is None:
         return "not measured: no decode step"
-    tokens = break_even(arm.compile_seconds, arm.answer, eager.answer)
+    tokens = break_even(arm.compile_seconds, arm.speed, eager.speed)
     return "never at this rate" if tokens is None else plural(tokens, "token")
 
 
@@ -214,9 +243,9 @@ def print_tokens(console: Console, loaded: Loaded, arms: list[Arm]) -> set[str]:
     eager = arms[0]
     differing = set()
     for arm in arms[1:]:
-        difference = first_difference(arm.answer, eager.answer)
+        difference = first_difference(arm.answered(), eager.answered())
         if difference is None:
-            console.print(f"token ids, {arm.name} against eager: identical, {len(arm.answer.steps)} of them")
+            console.print(f"token ids, {arm.name} against eager: identical, {len(arm.answered().steps)} of them")
             continue
         differing.add(arm.name)
         ours, theirs = (repr(loaded.tokenizer.decode([token])) for token in (difference.ours, difference.theirs))
@@ -224,7 +253,7 @@ def print_tokens(console: Console, loaded: Loaded, arms: list[Arm]) -> set[str]:
     return differing
 
 
-def speed(tokens: int, seconds: float | None) -> str:
+def rate(tokens: int, seconds: float | None) -> str:
     return "-" if seconds is None else f"{tokens / seconds:.1f}"
 
 

@@ -23,8 +23,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor, nn
 
-# private torch names
-from fxfuse.params._private import dispatch_mode_active, no_torch_function
+from fxfuse.compat import dispatch_mode_active, no_torch_function
 from fxfuse.params.share import LOCK, WATCHERS, Group, NotShareable, capturing, kind_reason, layout, share_group
 from fxfuse.params.transforms import Transform
 

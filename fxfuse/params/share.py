@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
-# private torch names
-from fxfuse.params._private import dispatch_mode_active, is_functorch_wrapped_tensor, storage_holders
+from fxfuse.compat import dispatch_mode_active, is_functorch_wrapped_tensor, storage_holders
 from fxfuse.params.transforms import Transform
 
 # One lock for all bookkeeping of derived parameters. Reentrant, since a garbage collection may run anything.

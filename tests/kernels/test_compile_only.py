@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from fxfuse.kernels.triton import compile_only  # noqa: E402
-from fxfuse.kernels.triton import norm_gated_mlp_decode as decode  # noqa: E402
+from fxfuse.kernels.triton import compile_only
+from fxfuse.kernels.triton import norm_gated_mlp_decode as decode
 
 TARGETS = {target.name: target for target in compile_only.TARGETS}
 

@@ -138,16 +138,20 @@ _CASES = {"silu": "plain", "gelu": "full", "gelu_tanh": "gelu_tanh", "relu": "re
 def _gate_up_job(target: Target, dtype: torch.dtype, tile: decode.Tile, precision: str, case: str, act: str) -> Job:
     full = case in ("full", "odd")
     constants = {"OFFSET": full, "ACT": act, "GATE_BIAS": full, "UP_BIAS": full, "PRECISION": precision}
-    constants |= decode.launch_meta(tile)
-    warps = constants.pop("num_warps")
-    return Job(target, decode.gate_up_kernel, dtype, case, warps, constants, {"scale_ptr": "*fp32"} if full else {})
+    constants |= _blocks(tile)
+    pointers = {"scale_ptr": "*fp32"} if full else {}
+    return Job(target, decode.gate_up_kernel, dtype, case, tile.num_warps, constants, pointers)
 
 
 def _down_job(target: Target, dtype: torch.dtype, tile: decode.Tile, precision: str, case: str) -> Job:
-    constants = {"BIAS": case in ("full", "odd"), "PRECISION": precision, **decode.launch_meta(tile)}
-    warps = constants.pop("num_warps")
+    constants = {"BIAS": case in ("full", "odd"), "PRECISION": precision, **_blocks(tile)}
     pointers = {"out_ptr": "*fp32"} if case == "split" else {}
-    return Job(target, decode.down_kernel, dtype, case, warps, constants, pointers)
+    return Job(target, decode.down_kernel, dtype, case, tile.num_warps, constants, pointers)
+
+
+def _blocks(tile: decode.Tile) -> dict[str, Any]:
+    """The tile's constants alone: the number of warps is an option of the compiler."""
+    return {name: value for name, value in decode.launch_meta(tile).items() if name.isupper()}
 
 
 def compiled(job: Job, **options: Any) -> Any:

@@ -1,6 +1,6 @@
 """RMSNorm, gated MLP and down projection for decode (1 to 16 rows), in two kernels that stream the weights once.
 
-Algebra, with ``r = rsqrt(mean(x^2) + eps)`` one number per row and ``s`` the norm scale (``weight``, Gemma: ``1 + weight``)::
+Algebra, with ``r = rsqrt(mean(x^2) + eps)``, one number per row, and ``s`` the scale (Gemma: ``1 + weight``)::
 
     norm(x) @ W.T  =  (x * r * s) @ W.T  =  r * ((x * s) @ W.T)
 
@@ -20,6 +20,9 @@ with fp32's range, so ``x * s`` cannot overflow where ``norm(x)`` would not.
 
 Block sizes follow the bandwidth-delay product (about 23 KB in flight per SM on H200); they are computed, not measured.
 """
+
+# mypy: allow-incomplete-defs
+# Triton reads annotations: only its constants have one in a kernel.
 
 import contextlib
 import functools
@@ -98,7 +101,7 @@ def config(
     only where too few programs would each read a long row: one SM streams about twice its fair share of the card, and
     the second launch has to be earned.
     """
-    tiles = CONFIGS[dtype.itemsize, rows == 1]
+    tiles = CONFIGS[dtype.itemsize, bool(rows == 1)]  # rows may be symbolic, and this its guard
 
     def choose(weight_rows: int, aligned: bool) -> Tile:
         if not aligned:
@@ -137,9 +140,8 @@ def round_to(v, DROPPED: tl.constexpr):
 @triton.jit
 def narrow(v, dtype: tl.constexpr):
     """fp32 in ``dtype``, to nearest. The interpreter cuts bits off for bf16, so there they are rounded first."""
-    if INTERPRETED:
-        if dtype == tl.bfloat16:
-            v = round_to(v, 16)
+    if INTERPRETED and dtype == tl.bfloat16:
+        v = round_to(v, 16)
     return v.to(dtype)
 
 
@@ -205,7 +207,8 @@ def gate_up_kernel(
     if UP_BIAS:
         u += tl.load(up_bias_ptr + n * up_bias_n, n < N, 0.0).to(tl.float32)[:, None]
     h = activation(g, ACT) * u
-    tl.store(out_ptr + m[None, :] * N + n[:, None], narrow(h, out_ptr.dtype.element_ty), (n < N)[:, None] & (m < rows)[None, :])
+    to = out_ptr + m[None, :] * N + n[:, None]
+    tl.store(to, narrow(h, out_ptr.dtype.element_ty), (n < N)[:, None] & (m < rows)[None, :])
 
 
 @triton.jit
@@ -332,12 +335,35 @@ def op() -> Any:
     return torch.ops.fxfuse.rms_norm_gated_mlp_decode.default
 
 
-def _fake(x, weight, gate, up, down, gate_bias, up_bias, down_bias, eps, norm, act):
+def _fake(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    down: torch.Tensor,
+    gate_bias: torch.Tensor | None,
+    up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
+    eps: float,
+    norm: str,
+    act: str,
+) -> torch.Tensor:
     _, _, out = _check(x, weight, gate, up, down, gate_bias, up_bias, down_bias, norm, act)
     return x.new_empty((*x.shape[:-1], out))
 
 
-def _check(x, weight, gate, up, down, gate_bias, up_bias, down_bias, norm: str, act: str) -> tuple[int, int, int]:
+def _check(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    down: torch.Tensor,
+    gate_bias: torch.Tensor | None,
+    up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
+    norm: str,
+    act: str,
+) -> tuple[int, int, int]:
     """(hidden, intermediate, out), once everything is known to be what the kernels assume."""
     if norm not in NORMS:
         raise ValueError(f"norm is {norm!r}, expected one of {', '.join(NORMS)}")
@@ -348,9 +374,12 @@ def _check(x, weight, gate, up, down, gate_bias, up_bias, down_bias, norm: str, 
     if x.dim() == 0 or gate.dim() != 2 or down.dim() != 2:
         dims = f"x {list(x.shape)}, gate {list(gate.shape)}, down {list(down.shape)}"
         raise ValueError(f"got {dims}, expected x [..., hidden], gate [intermediate, hidden], down [out, intermediate]")
-    hidden, intermediate, out = x.shape[-1], gate.shape[0], down.shape[0]
+    # Weights do not change their shapes: where these are symbolic, int() makes them constants of the graph.
+    hidden, intermediate, out = int(gate.shape[1]), int(gate.shape[0]), int(down.shape[0])
     if hidden == 0 or intermediate == 0 or out == 0:
         raise ValueError(f"hidden {hidden}, intermediate {intermediate} and out {out} must all be positive")
+    if x.shape[-1] != hidden:
+        raise ValueError(f"x has {x.shape[-1]} features, expected {hidden}, the columns of gate")
     if x.numel() > MAX_ROWS * hidden:
         raise ValueError(f"x has {x.numel() // hidden} rows, expected at most {MAX_ROWS}")
     for name, tensor, shape in (

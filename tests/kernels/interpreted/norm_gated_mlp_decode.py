@@ -37,7 +37,8 @@ def operands(dtype, rows, hidden, intermediate, out, biases="", norm="early", se
         normal(intermediate, hidden, scale=hidden**-0.5),
         normal(out, intermediate, scale=intermediate**-0.5),
     )
-    given = [normal(size) if name in biases else None for name, size in zip("gud", (intermediate, intermediate, out))]
+    sizes = {"g": intermediate, "u": intermediate, "d": out}
+    given = [normal(size) if name in biases else None for name, size in sizes.items()]
     tensors = [None if t is None else t.to(dtype) for t in (x, weight, *weights, *given)]
     if weight_dtype is not None:
         tensors[1] = weight.to(weight_dtype)
@@ -79,7 +80,7 @@ def check(operands, norm, act):
     assert result.is_contiguous()
     assert result.isfinite().all()
     bounds = [2 * e + FLOOR[x.dtype] for e in errors(eager(operands, norm, act), reference)]
-    for name, error, bound in zip(("maximum", "RMS"), errors(result, reference), bounds):
+    for name, error, bound in zip(("maximum", "RMS"), errors(result, reference), bounds, strict=True):
         assert error <= bound, f"{name} error {error:.2e}, at most {bound:.2e} (2x eager's + {FLOOR[x.dtype]})"
     return result
 
@@ -237,11 +238,11 @@ def test_nan_stays_in_its_row(dtype):
 def test_offsets_beyond_int32():
     stride = 2**30
     try:
-        big = torch.empty(0, dtype=FP16).set_(torch.UntypedStorage(2 * (3 * stride + 64)))  # never touched, so not backed
+        storage = torch.UntypedStorage(2 * (3 * stride + 64))  # hardly touched, so hardly any memory
     except RuntimeError:
         pytest.skip("no 6 GB of address space")
     given = operands(FP16, 2, 48, 4, 24)
-    gate = big.as_strided((4, 48), (stride, 1))
+    gate = torch.empty(0, dtype=FP16).set_(storage, 0, (4, 48), (stride, 1))
     gate.copy_(given[2])
     expected = decode.rms_norm_gated_mlp_decode(*given, EPS, "early", "silu")
     given[2] = gate
