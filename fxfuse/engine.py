@@ -159,18 +159,18 @@ class _Work:
         match, pattern = site.match, site.pattern
         if match is None or site.reason is not None:
             return Plan(site, None, "", "", site.reason)
-        wish = self.options.kernel_for(pattern.name)
-        if wish == "off":
+        wished = self.options.kernels_named(pattern.name)
+        if wished == ("off",):
             return Plan(
                 site, None, "", "", Failure("DISABLED", f"kernels={{{pattern.name!r}: 'off'}}", operand=match.root)
             )
         facts = _facts(match)
         placement = self.options.weights_for(pattern.name)
-        if wish is not None:
-            kernel, why = named(pattern, wish, facts)
+        if wished:
+            kernel, why = named(pattern, wished, facts)
             if kernel is None:
                 where = ", ".join(self._modules(site))
-                raise OptionError(f"kernels[{pattern.name!r}]={wish!r} cannot run at {where}: {why}.")
+                raise OptionError(f"kernels[{pattern.name!r}] cannot run at {where}: {why}.")
             return self._place(site, kernel, why, placement, facts, in_body)
         derived = placement in {"share", "copy", "inline"} or (
             placement == "auto" and facts.device == "cuda" and not facts.needs_grad and not in_body
@@ -200,7 +200,7 @@ class _Work:
             return Plan(site, kernel, wanted, why)
         note = f"weights are not placed by {wanted!r}: {problem}"
         plain, other = choose(site.pattern, facts, derived=False)
-        asked = self.options.kernel_for(site.pattern.name) is not None
+        asked = bool(self.options.kernels_named(site.pattern.name))
         if asked or plain is None:
             if wanted == "separate":
                 raise OptionError(f"kernels[{site.pattern.name!r}]={kernel.name!r} derives a weight, and {problem}.")

@@ -30,7 +30,7 @@ class Options:
     patterns: tuple[Pattern, ...]
     named: frozenset[str] = frozenset()
     paths: tuple[str, ...] = ()
-    kernels: tuple[tuple[str, str], ...] = ()
+    kernels: tuple[tuple[str, tuple[str, ...]], ...] = ()
     expect: tuple[tuple[str, int], ...] = ()
     expect_rewritten: tuple[tuple[str, int], ...] = ()
     on_miss: str = "warn"
@@ -42,9 +42,9 @@ class Options:
     mode: str | None = None
     report_dir: str | None = None
 
-    def kernel_for(self, pattern: str) -> str | None:
-        """The kernel that the user named for a pattern, ``"off"``, or None."""
-        return dict(self.kernels).get(pattern)
+    def kernels_named(self, pattern: str) -> tuple[str, ...]:
+        """The kernels that the user named for a pattern, in order of preference; ``("off",)``; or none."""
+        return dict(self.kernels).get(pattern, ())
 
     def weights_for(self, pattern: str) -> str:
         return self.weights if isinstance(self.weights, str) else dict(self.weights).get(pattern, "auto")
@@ -92,12 +92,13 @@ def parse(options: Mapping[str, Any] | None = None, *, mode: str | None = None, 
     for key, read in _READERS.items():
         if key in given:
             out[key] = read(key, given[key])
-    for name, kernel in out.get("kernels", ()):
+    for name, wished in out.get("kernels", ()):
         _known_pattern("kernels", name)
         known = kernels_for(name)
-        if kernel != "off" and kernel not in known:
-            raise OptionError(f"kernels[{name!r}]: " + unknown("kernel", kernel, [*known, "off"]))
-        if name in active and kernel != "off":
+        for kernel in wished:
+            if kernel not in known and wished != ("off",):
+                raise OptionError(f"kernels[{name!r}]: " + unknown("kernel", kernel, [*known, "off"]))
+        if name in active and wished != ("off",):
             out["named"] = out["named"] | {name}
     for key in ("expect", "expect_rewritten"):
         for name, _ in out.get(key, ()):
@@ -174,10 +175,17 @@ def _counts(key: str, value: Any) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(value.items()))
 
 
-def _kernels(key: str, value: Any) -> tuple[tuple[str, str], ...]:
-    if not isinstance(value, Mapping) or not all(isinstance(k, str) and isinstance(v, str) for k, v in value.items()):
-        raise OptionError(f"{key} is a dict of pattern name to kernel name or 'off'; given {value!r}.")
-    return tuple(sorted(value.items()))
+def _kernels(key: str, value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """A name, ``"off"``, or a list of names: the first that can run a site is taken."""
+    wished = {}
+    for name, names in value.items() if isinstance(value, Mapping) else ((None, None),):
+        names = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, list | tuple) else ()
+        if not isinstance(name, str) or not names or not all(isinstance(n, str) for n in names):
+            raise OptionError(
+                f"{key} is a dict of pattern name to kernel name, list of names, or 'off'; given {value!r}."
+            )
+        wished[name] = names
+    return tuple(sorted(wished.items()))
 
 
 def _weights(key: str, value: Any) -> str | tuple[tuple[str, str], ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -55,14 +55,14 @@ class Turns(Protocol):
     def answer(self) -> Iterator[tuple[Answer, int]]: ...
 
 
-def take_turns(arms: list[Turns]) -> int:
+def take_turns(arms: Sequence[Turns]) -> int:
     """Let every arm begin an answer, round after round, each round with another one first; returns the rounds."""
     start = time.perf_counter()
     for done in range(ROUNDS):
         if done >= 3 and time.perf_counter() - start > ENOUGH_SECONDS:
             return done
         first = done % len(arms)
-        for arm in arms[first:] + arms[:first]:
+        for arm in [*arms[first:], *arms[:first]]:
             for answer, _ in arm.answer():
                 if len(answer.steps) > DECODE_STEPS:
                     break

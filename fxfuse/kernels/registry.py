@@ -239,12 +239,17 @@ def choose(pattern: Pattern, facts: SiteFacts, *, derived: bool) -> tuple[Kernel
     return None, "; ".join(refused) or f"no kernel is registered for {pattern.name}"
 
 
-def named(pattern: Pattern, name: str, facts: SiteFacts) -> tuple[Kernel | None, str]:
-    """The kernel that the user asked for by name, or why it cannot run here. It never becomes another one."""
-    for made, problem in candidates(pattern, facts, guard=True):
-        if made.name == name:
-            return (made, "asked for by name") if problem is None else (None, f"kernel {name!r} {problem}")
-    return None, unknown(f"kernel of {pattern.name}", name, kernels_for(pattern.name))
+def named(pattern: Pattern, names: Sequence[str], facts: SiteFacts) -> tuple[Kernel | None, str]:
+    """The first of the kernels asked for by name that can run here, or why none can. Never one that was not named."""
+    known = kernels_for(pattern.name)
+    refused = []
+    for name in names:
+        check_signature(known[name], pattern)
+        problem = known[name].unmet(facts, guard=True)
+        if problem is None:
+            return known[name], "asked for by name"
+        refused.append(f"kernel {name!r} {problem}")
+    return None, "; ".join(refused)
 
 
 def _dotted(capability: tuple[int, int] | None) -> str:

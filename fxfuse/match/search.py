@@ -218,23 +218,20 @@ class Search:
     def _cast(self, term: OpTerm, operand: Any) -> Iterator[None]:
         """A cast matches the cast, or its absence where the operand has that dtype already."""
         source, dtype = term.args["input"], term.args["dtype"]
-        if isinstance(operand, Value) and operand.op == "cast" and operand.known:
-            with_dtype = self._dtype(operand.args["dtype"], dtype, term, operand)
-            if with_dtype:
-                self.bound[term] = operand
-                for _ in self.match(source, self.view.operand(operand.args["input"])):
-                    yield
-                self.bound.pop(term, None)
-                self._drop_dtype(term)
-        elif isinstance(operand, Value) and operand.dtype is not None:
-            if self._dtype(operand.dtype, dtype, term, operand):
-                self.bound[term] = operand
-                for _ in self.match(source, operand):
-                    yield
-                self.bound.pop(term, None)
-                self._drop_dtype(term)
-        else:
+        if not isinstance(operand, Value):
             self.fail("OP", term, operand, "cast", operand)
+            return
+        ways = []
+        if operand.op == "cast" and operand.known:
+            ways.append((operand.args["dtype"], self.view.operand(operand.args["input"])))
+        if operand.dtype is not None:  # what looks like the pattern's cast may be the input's own
+            ways.append((operand.dtype, operand))
+        for found, below in ways:
+            if self._dtype(found, dtype, term, operand):
+                self.bound[term] = operand
+                yield from self.match(source, below)
+                self.bound.pop(term, None)
+                self._drop_dtype(term)
 
     def _dtype(self, found: Any, wanted: Any, term: Term, operand: Any) -> bool:
         """Whether a dtype fits; one that depends on an unbound capture is remembered and checked when all is bound."""

@@ -17,9 +17,10 @@ def render(report: Report) -> str:
     for pattern in patterns:
         lines += ["", *_pattern(pattern, [s for s in report.sites if s.pattern == pattern])]
     lines += [f"note: {note}" for note in report.notes]
-    phases = ", ".join(f"{phase} {seconds * 1e3:.0f} ms" for phase, seconds in report.seconds.items())
-    if phases:
-        lines += ["", f"time: {phases}"]
+    if report.seconds:
+        own = ", ".join(f"{phase} {t * 1e3:.0f} ms" for phase, t in report.seconds.items() if phase != "inner")
+        inner = f"; inner compiler {report.seconds['inner']:.1f} s" if "inner" in report.seconds else ""
+        lines += ["", f"time: fxfuse itself {report.own_seconds:.2f} s ({own}){inner}"]
     return "\n".join(lines)
 
 

@@ -172,16 +172,20 @@ class View:
         if value.leaf is not None or not value.known or self.symbolic:
             return None
         for rule in rules.SEE_THROUGH.get(value.op, ()):
-            if rule(self, value) and not self.effects.is_written(value.node):
+            if rule(self, value):
                 source = value.args["input"]
-                return source if isinstance(source, fx.Node) else None
+                return source if isinstance(source, fx.Node) and self._settled(value.node, source) else None
         return None
+
+    def _settled(self, *nodes: fx.Node) -> bool:
+        """Whether no write in the graph can make these nodes differ between the places where they are read."""
+        return not self.effects.writes or not any(self.effects.is_written(n) for n in nodes)
 
     def _canonical(self, value: Value) -> Value:
         for _ in range(_MAX_STEPS):
             for _, rule in rules.RULES.get(value.op, ()):
                 better = rule(self, value)
-                if better is not None:
+                if better is not None and self._settled(*better.absorbed, *_nodes_of(better)):
                     value = better
                     break
             else:
@@ -233,6 +237,14 @@ class View:
 
     def _reads(self, reader: Value, value: Value) -> bool:
         return any(self.operand(raw) is value for raw in reader.args.values())
+
+
+def _nodes_of(value: Value) -> Iterator[fx.Node]:
+    for raw in value.args.values():
+        if isinstance(raw, fx.Node):
+            yield raw
+        elif isinstance(raw, Value):
+            yield from (raw.node,) if raw.owner is None else _nodes_of(raw)
 
 
 def _attribute(module: torch.nn.Module, target: str) -> Any:

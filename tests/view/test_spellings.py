@@ -1,0 +1,137 @@
+"""Every spelling of an op is one canonical op with bound arguments, as Dynamo captures it, in fp32 and in bf16."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from support import canonical, canonicals, value_of
+
+# canonical form -> spellings, the first being the plainest; all of one row compute the same values.
+EITHER: dict[str, list[str]] = {
+    "add(x, y)": ["x + y", "torch.add(x, y)", "x.add(y)", "torch.add(input=x, other=y)", "x.add(other=y)",
+                  "torch.add(x, y, alpha=1)"],
+    "add(x, other=0.5)": ["x + 0.5", "torch.add(x, 0.5)", "x.add(0.5)"],
+    "add(input=0.5, x)": ["0.5 + x"],
+    "add(x, y, alpha=2)": ["torch.add(x, y, alpha=2)", "x.add(y, alpha=2)"],
+    "sub(x, y)": ["x - y", "torch.sub(x, y)", "x.sub(y)", "torch.subtract(x, y)", "x.subtract(y)"],
+    "mul(x, y)": ["x * y", "torch.mul(x, y)", "x.mul(y)", "torch.multiply(x, y)", "x.multiply(y)",
+                  "torch.mul(input=x, other=y)", "x.mul(other=y)"],
+    "mul(x, other=2)": ["x * 2", "x.mul(2)", "torch.mul(x, 2)"],
+    "div(x, y)": ["x / y", "torch.div(x, y)", "x.div(y)", "torch.divide(x, y)", "torch.true_divide(x, y)",
+                  "x.true_divide(y)", "torch.div(x, y, rounding_mode=None)"],
+    "div(x, y, rounding_mode='floor')": ["torch.div(x, y, rounding_mode='floor')", "x.div(y, rounding_mode='floor')"],
+    "neg(x)": ["-x", "torch.neg(x)", "x.neg()", "torch.negative(x)", "x.negative()"],
+    "pow(x, exponent=3)": ["x ** 3", "x.pow(3)", "torch.pow(x, 3)", "torch.pow(input=x, exponent=3)"],
+    "sqrt(v)": ["torch.sqrt(v)", "v.sqrt()"],
+    "rsqrt(v)": ["torch.rsqrt(v)", "v.rsqrt()", "torch.rsqrt(input=v)"],
+    "reciprocal(v)": ["torch.reciprocal(v)", "v.reciprocal()"],
+    "mean(x, dim=-1, keepdim=True)": [
+        "x.mean(-1, keepdim=True)", "x.mean(-1, True)", "x.mean(dim=-1, keepdim=True)", "x.mean((-1,), keepdim=True)",
+        "x.mean([-1], keepdim=True)", "x.mean(2, keepdim=True)", "torch.mean(x, -1, True)", "x.mean([2], True)",
+        "torch.mean(x, dim=-1, keepdim=True)", "torch.mean(input=x, dim=[-1], keepdim=True)",
+        "torch.mean(x, axis=-1, keepdims=True)", "x.mean(-1, keepdim=True, dtype=None)"],
+    "mean(x, dim=-1)": ["x.mean(-1)", "x.mean(-1, False)", "torch.mean(x, dim=2, keepdim=False)"],
+    "mean(x, dim=-2, keepdim=True)": ["x.mean(-2, keepdim=True)", "x.mean(1, keepdim=True)"],
+    "mean(x, dim=(-1, -2))": ["x.mean((-1, -2))", "torch.mean(x, [-1, -2])"],
+    "mean(x)": ["x.mean()", "torch.mean(x)", "x.mean(dim=None)"],
+    "sum(x, dim=-1, keepdim=True)": ["x.sum(-1, keepdim=True)", "torch.sum(x, -1, True)", "x.sum(2, True)"],
+    "sigmoid(x)": ["torch.sigmoid(x)", "x.sigmoid()", "F.sigmoid(x)", "torch.special.expit(x)", "nn.Sigmoid()(x)"],
+    "tanh(x)": ["torch.tanh(x)", "x.tanh()", "F.tanh(x)"],
+    "exp(x)": ["torch.exp(x)", "x.exp()"],
+    "silu(x)": ["F.silu(x)", "F.silu(x, False)", "F.silu(input=x)", "F.silu(x, inplace=False)", "nn.SiLU()(x)"],
+    "gelu(x)": ["F.gelu(x)", "F.gelu(x, approximate='none')", "nn.GELU()(x)"],
+    "gelu(x, approximate='tanh')": ["F.gelu(x, approximate='tanh')", "nn.GELU(approximate='tanh')(x)"],
+    "relu(x)": ["F.relu(x)", "torch.relu(x)", "x.relu()", "F.relu(x, False)", "nn.ReLU()(x)"],
+    "softmax(x, dim=-1)": ["F.softmax(x, -1)", "x.softmax(-1)", "torch.softmax(x, -1)", "F.softmax(x, dim=-1)",
+                           "x.softmax(dim=2)"],
+    "linear(x, W)": ["F.linear(x, W)", "F.linear(x, W, None)", "F.linear(x, W, bias=None)",
+                     "F.linear(input=x, weight=W)", "torch._C._nn.linear(x, W)"],
+    "linear(x, M, w)": ["F.linear(x, M, w)", "F.linear(x, M, bias=w)", "F.linear(input=x, weight=M, bias=w)"],
+    "matmul(x, M)": ["x @ M", "torch.matmul(x, M)", "x.matmul(M)", "torch.matmul(input=x, other=M)"],
+    "transpose(x, dim0=1, dim1=2)": ["x.transpose(1, 2)", "torch.transpose(x, 1, 2)", "x.swapaxes(1, 2)",
+                                     "x.transpose(dim0=1, dim1=2)"],
+    "t(W)": ["W.t()", "torch.t(W)"],
+    "permute(x, dims=(0, 2, 1))": ["x.permute(0, 2, 1)", "x.permute((0, 2, 1))", "torch.permute(x, (0, 2, 1))",
+                                   "x.permute([0, 2, 1])", "x.permute(dims=(0, 2, 1))"],
+    "reshape(x, shape=(6, 8))": ["x.reshape(6, 8)", "x.view(6, 8)", "x.reshape((6, 8))", "torch.reshape(x, (6, 8))",
+                                 "x.view([6, 8])"],
+    "unsqueeze(w, dim=-2)": ["w.unsqueeze(-2)", "torch.unsqueeze(w, -2)", "w.unsqueeze(dim=-2)"],
+    "dropout(x)": ["F.dropout(x)", "F.dropout(x, 0.5, True)", "F.dropout(x, p=0.5, training=True)"],
+    "part(x, dim=-1, index=0, of=2)": [
+        "x.chunk(2, -1)[0]", "torch.chunk(x, 2, dim=-1)[0]", "x.chunk(2, dim=2)[0]", "x.chunk(chunks=2, dim=-1)[0]",
+        "x.split(4, -1)[0]", "torch.split(x, 4, dim=-1)[0]", "x.split([4, 4], dim=-1)[0]", "x.split((4, 4), -1)[0]",
+        "x.split(split_size=4, dim=-1)[0]", "torch.split(x, split_size_or_sections=4, dim=-1)[0]",
+        "x[..., :4]", "x[..., 0:4]", "x[:, :, :4]", "x[..., :-4]", "x[..., 0:4:1]"],
+    "part(x, dim=-1, index=1, of=2)": [
+        "x.chunk(2, -1)[1]", "x.chunk(2, -1)[-1]", "x.split(4, -1)[1]", "x[..., 4:]", "x[:, :, 4:]", "x[..., -4:]",
+        "x[..., 4:8]"],
+    "part(x, dim=-1, index=2, of=4)": ["x.chunk(4, -1)[2]", "x.split(2, dim=-1)[2]", "x[..., 4:6]"],
+    "x": ["x", "x.contiguous()", "x.clone()", "torch.clone(x)", "x.view(2, 3, 8)", "x.reshape(x.shape)",
+          "x.view(x.size(0), -1, 8)", "x.expand(2, 3, 8)", "x.expand(-1, -1, -1)", "x[...]", "x[:]", "x[:, :, :]",
+          "x[:, 0:]", "F.dropout(x, 0.5, False)", "F.dropout(x, p=0.1, training=False)", "F.dropout(x, 0.0)",
+          "torch.dropout(x, 0.5, False)", "nn.Dropout(0.1).eval()(x)", "x.to(x.dtype)", "x.to(y)", "x.type_as(y)",
+          "x.to(y.dtype)", "x.to(dtype=y.dtype)", "x.type(x.dtype)", "x.to(x.device)", "x.to('cpu')",
+          "x.to(x.device, x.dtype)", "x.to(device=x.device, dtype=x.dtype)", "x.to(x.dtype, copy=True)"],
+    "w": ["w.flatten()", "torch.flatten(w)", "w.view(-1)", "w.reshape(8)"],
+}  # fmt: skip
+
+FP32: dict[str, list[str]] = {
+    "x": ["x", "x.float()", "x.to(torch.float32)", "x.to(dtype=torch.float32)", "x.type(torch.float32)", "x.to(torch.float)",
+          "x.float().float()", "x.double().dtype and x.float()"],
+    "cast(x, dtype=bf16)": ["x.bfloat16()", "x.to(torch.bfloat16)", "x.to(dtype=torch.bfloat16)", "x.type(torch.bfloat16)",
+                            "x.to(y.bfloat16())", "x.type_as(y.bfloat16())", "x.to('cpu', torch.bfloat16)"],
+    "cast(x, dtype=f16)": ["x.half()", "x.to(torch.float16)", "x.to(torch.half)"],
+    "cast(x, dtype=f64)": ["x.double()", "x.to(torch.float64)"],
+}  # fmt: skip
+
+BF16: dict[str, list[str]] = {
+    "x": ["x", "x.bfloat16()", "x.to(torch.bfloat16)", "x.type(torch.bfloat16)"],
+    "cast(x, dtype=f32)": ["x.float()", "x.to(torch.float32)", "x.to(dtype=torch.float32)", "x.type(torch.float32)",
+                           "x.to(y.float())", "x.type_as(y.float())", "x.to(torch.float32, non_blocking=True)"],
+    "cast(cast(x, dtype=f32), dtype=bf16)": ["x.float().to(x.dtype)", "x.float().type_as(x)", "x.float().to(x)"],
+    "square(cast(x, dtype=f32))": ["x.float().pow(2)", "x.to(torch.float32) ** 2"],
+}  # fmt: skip
+
+
+TABLES = ((torch.float32, EITHER), (torch.bfloat16, EITHER), (torch.float32, FP32), (torch.bfloat16, BF16))
+ROWS = [
+    pytest.param(form, spelling, spellings[0], dtype, id=f"{spelling}-{str(dtype)[6:]}")
+    for dtype, table in TABLES
+    for form, spellings in table.items()
+    for spelling in spellings
+]
+
+
+@functools.cache
+def _forms(dtype: torch.dtype) -> dict[str, str]:
+    """All of a dtype's spellings, captured as one graph: hundreds of small captures take a minute."""
+    return canonicals([row.values[1] for row in ROWS if row.values[3] is dtype], dtype)
+
+
+@pytest.mark.parametrize(("form", "spelling", "plainest", "dtype"), ROWS)
+def test_spelling(form: str, spelling: str, plainest: str, dtype: torch.dtype) -> None:
+    assert _forms(dtype)[spelling] == form
+    if "dropout" not in form:  # which is random
+        assert torch.equal(value_of(spelling, dtype), value_of(plainest, dtype))
+
+
+@pytest.mark.parametrize(
+    ("expression", "form"),
+    [
+        ("torch.add(x, y, out=torch.empty_like(x))", "?add"),
+        ("x.mean(-1, keepdim=True, dtype=torch.float64)", "mean(x, dim=-1, keepdim=True, dtype=f64)"),
+        ("F.silu(x.clone(), True)", "silu(clone(x), inplace=True)"),
+        ("torch.cumsum(x, -1)", "?cumsum"),
+        ("x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)", "x"),
+    ],
+)
+def test_what_the_table_does_not_have_stays_apart(expression: str, form: str) -> None:
+    """An argument that matters is kept; a call that the table cannot bind is opaque, not guessed."""
+    assert canonical(expression) == form
+
+
+def test_a_view_of_another_dtype_is_no_identity() -> None:
+    """``x.view(torch.float16)`` reads the bits anew: its shape is unchanged, its values are not."""
+    assert canonical("x.view(torch.float16)", torch.bfloat16) != "x"
