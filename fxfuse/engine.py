@@ -176,8 +176,11 @@ class _Work:
             placement == "auto" and facts.device == "cuda" and not facts.needs_grad and not in_body
         )
         kernel, why = choose(pattern, facts, derived=derived)
-        if kernel is None and derived and placement == "auto":
-            kernel, why = choose(pattern, facts, derived=False)
+        if kernel is None and derived:
+            plain, other = choose(pattern, facts, derived=False)
+            if plain is not None:
+                notes = () if placement == "auto" else (f"weights={placement!r} does not apply: {why}",)
+                return Plan(site, plain, "separate", other, notes=notes)
         if kernel is None:
             return Plan(site, None, "", "", Failure("NO_KERNEL", why, operand=match.root))
         return self._place(site, kernel, why, placement, facts, in_body)

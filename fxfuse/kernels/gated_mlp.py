@@ -66,12 +66,24 @@ def plain(
     return F.linear(ACTIVATIONS[act](g) * u, down, down_bias)
 
 
-@kernel(PATTERN, name="stacked", derive={"rows": stack("gate", "up")}, backward="autograd", default=True,
-        variants={"proj": {"separate"}},
-        when=lambda facts: "stacks no biases" if "gate_bias" in facts.present else None)  # fmt: skip
+STACKED: dict[str, Any] = {"backward": "autograd", "default": True, "variants": {"proj": {"separate"}}}
+
+
+@kernel(PATTERN, name="stacked", derive={"rows": stack("gate", "up")}, **STACKED)
 def stacked(x: Any, weight: Any, rows: Any, down: Any, down_bias: Any, *, eps: Any, norm: str, act: str) -> Any:
     """One GEMM for gate and up over their stacked weight [2 * intermediate, hidden]."""
-    g, u = halves(F.linear(normed(x, weight, eps, norm), rows), "packed")
+    return stacked_biased(x, weight, rows, None, down, down_bias, eps=eps, norm=norm, act=act)
+
+
+BIASED = {"rows": stack("gate", "up"), "bias": stack("gate_bias", "up_bias")}
+
+
+@kernel(PATTERN, name="stacked_biased", derive=BIASED, **STACKED)
+def stacked_biased(
+    x: Any, weight: Any, rows: Any, bias: Any, down: Any, down_bias: Any, *, eps: Any, norm: str, act: str
+) -> Any:
+    """The same with stacked biases [2 * intermediate]."""
+    g, u = halves(F.linear(normed(x, weight, eps, norm), rows, bias), "packed")
     return F.linear(ACTIVATIONS[act](g) * u, down, down_bias)
 
 

@@ -31,7 +31,10 @@ class OpSpec:
 
 
 REQUIRED = object()
-_RENAMED = {"axis": "dim", "keepdims": "keepdim", "self": "input", "x1": "input", "x2": "other", "p_": "p"}
+_RENAMED = {
+    "axis": "dim", "keepdims": "keepdim", "self": "input", "x1": "input", "x2": "other",
+    "split_size": "size", "split_size_or_sections": "size", "split_sizes": "size",
+}  # fmt: skip
 SPECS: dict[str, OpSpec] = {}
 FUNCTIONS: dict[Any, OpSpec] = {}
 METHODS: dict[str, OpSpec] = {}
@@ -141,6 +144,8 @@ def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict
         rest = args[fixed:]
         if rest:
             sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
+            if any(isinstance(size, torch.dtype) for size in sizes):
+                return None  # x.view(dtype) reads the same bits as other numbers
             args = (*args[:fixed], tuple(sizes))
     if len(args) > len(names):
         return None

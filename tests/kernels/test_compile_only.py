@@ -72,11 +72,13 @@ def test_too_much_shared_memory_is_found():
 @pytest.mark.parametrize("name", ["sm_80", "sm_90", "sm_100"])
 def test_weights_are_streamed_16_bytes_at_a_time(name):
     for tile in (decode.CONFIGS[2, True].wide, decode.CONFIGS[2, False].wide):
-        ptx = compile_only.compiled(job_of(TARGETS[name], decode.gate_up_kernel, "plain", tile)).asm["ptx"]
-        assert "cp.async.cg.shared.global" in ptx  # .cg copies exactly 16 bytes
-        if name != "sm_80":  # Triton gives a policy to asynchronous copies from Hopper on
-            assert "L2::evict_first" in ptx
-    assert "mma.sync" in ptx
+        asm = compile_only.compiled(job_of(TARGETS[name], decode.gate_up_kernel, "plain", tile)).asm
+        assert "cp.async.cg.shared.global" in asm["ptx"]  # .cg copies exactly 16 bytes
+        # Not from the PTX: whether an asynchronous copy carries its policy there depends on the card and on Triton.
+        copies = [line for line in asm["ttgir"].splitlines() if "ttg.async_copy_global_to_local %gate" in line]
+        assert copies
+        assert all("evict_first" in line for line in copies)
+    assert "mma.sync" in asm["ptx"]
 
 
 def test_main_prints_a_table_and_succeeds(capsys, monkeypatch):
