@@ -19,8 +19,7 @@ from fxfuse import paths
 from fxfuse.authoring.captures import is_scalar
 from fxfuse.describe import reason_record
 from fxfuse.errors import OptionError
-from fxfuse.kernels import Kernel, SiteFacts, choose
-from fxfuse.kernels.registry import named
+from fxfuse.kernels import Kernel, SiteFacts, choose, named, reference
 from fxfuse.match import Failure, Found, Match, find_sites, select
 from fxfuse.options import Options
 from fxfuse.params import Derived, NotShareable, Transform
@@ -129,7 +128,8 @@ class _Work:
     def _plans(self, view: View, *, in_body: bool) -> list[Plan]:
         found: list[Found] = []
         for pattern in self.options.patterns:
-            found += find_sites(view, pattern)
+            asked = pattern.name in self.options.named
+            found += [site for site in find_sites(view, pattern) if asked or site.is_near]
         for site in found:
             if (
                 site.match is not None
@@ -181,6 +181,10 @@ class _Work:
             if plain is not None:
                 notes = () if placement == "auto" else (f"weights={placement!r} does not apply: {why}",)
                 return Plan(site, plain, "separate", other, notes=notes)
+        if kernel is None and pattern.name in self.options.named:
+            return Plan(
+                site, reference(pattern), "separate", f"the pattern was named, and no other kernel can run: {why}"
+            )
         if kernel is None:
             return Plan(site, None, "", "", Failure("NO_KERNEL", why, operand=match.root))
         return self._place(site, kernel, why, placement, facts, in_body)

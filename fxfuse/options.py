@@ -12,7 +12,7 @@ from fxfuse import library
 from fxfuse.authoring import Pattern
 from fxfuse.compat import mode_names
 from fxfuse.errors import OptionError, unknown
-from fxfuse.kernels import kernels_for
+from fxfuse.kernels import REFERENCE, kernels_for
 
 PLACEMENTS = ("auto", "separate", "share", "copy", "inline")
 INNER = ("inductor", "aot_eager", "eager")
@@ -94,7 +94,7 @@ def parse(options: Mapping[str, Any] | None = None, *, mode: str | None = None, 
             out[key] = read(key, given[key])
     for name, wished in out.get("kernels", ()):
         _known_pattern("kernels", name)
-        known = kernels_for(name)
+        known = [*kernels_for(name), REFERENCE]
         for kernel in wished:
             if kernel not in known and wished != ("off",):
                 raise OptionError(f"kernels[{name!r}]: " + unknown("kernel", kernel, [*known, "off"]))

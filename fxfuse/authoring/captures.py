@@ -57,7 +57,7 @@ class _Scalar(Capture):
     dims: tuple[()] = ()
 
     def describe(self) -> str:
-        return self.type.__name__
+        return f" {self.type.__name__}"
 
 
 # The constructors are typed Any, so that a capture may be the default of a parameter annotated as a tensor.

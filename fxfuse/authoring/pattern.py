@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -83,8 +84,25 @@ class Pattern:
 
         return [s.match for s in find_sites(View(gm.graph), self) if s.match is not None and s.reason is None]
 
+    def __copy__(self) -> Pattern:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pattern:
+        return self  # a definition, compared by identity: a copy would be another pattern
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _importable, (self.function.__module__, self.name)
+
     def __repr__(self) -> str:
         return f"<fxfuse pattern {self.name!r} from {self.line}>"
+
+
+def _importable(module: str, name: str) -> Pattern:
+    """The pattern of this name in a module, for unpickling."""
+    found = [p for p in vars(importlib.import_module(module)).values() if isinstance(p, Pattern) and p.name == name]
+    if not found:
+        raise PatternError(f"module {module!r} holds no pattern {name!r}, so it cannot be unpickled.")
+    return found[0]
 
 
 def pattern(name: str, *, priority: int = 0) -> Callable[[Callable[..., Any]], Pattern]:

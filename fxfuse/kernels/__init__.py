@@ -1,5 +1,27 @@
 """Kernels: implementations of a pattern, with what they require. Importing this loads no kernel and no Triton."""
 
-from fxfuse.kernels.registry import Kernel, Requirements, SiteFacts, candidates, choose, kernel, kernels_for
+from fxfuse.kernels.registry import (
+    REFERENCE,
+    Kernel,
+    Requirements,
+    SiteFacts,
+    candidates,
+    choose,
+    kernel,
+    kernels_for,
+    named,
+    reference,
+)
 
-__all__ = ["Kernel", "Requirements", "SiteFacts", "candidates", "choose", "kernel", "kernels_for"]
+__all__ = [
+    "REFERENCE",
+    "Kernel",
+    "Requirements",
+    "SiteFacts",
+    "candidates",
+    "choose",
+    "kernel",
+    "kernels_for",
+    "named",
+    "reference",
+]

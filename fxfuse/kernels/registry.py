@@ -102,10 +102,12 @@ class Kernel:
     derive: tuple[tuple[str, Transform], ...] = ()
     backward: str | None = None
     default: bool = False
+    takes: tuple[str, ...] | None = None
 
     @functools.cached_property
     def parameters(self) -> tuple[str, ...]:
-        return tuple(inspect.signature(self.function).parameters)
+        """The operands that the function takes, by name."""
+        return self.takes if self.takes is not None else tuple(inspect.signature(self.function).parameters)
 
     def unmet(self, facts: SiteFacts, *, guard: bool = False) -> str | None:
         """Why this kernel cannot serve a site, or None."""
@@ -177,6 +179,8 @@ def kernel(
         made = Kernel(pattern_name, name, function, requires, tuple((derive or {}).items()), backward, default)
         with _LOCK:
             known = _REGISTRY.setdefault(pattern_name, {})
+            if name == REFERENCE:
+                raise PatternError(f"kernel {name!r}: every pattern has one of this name, its reference; take another.")
             if name in known:
                 where = inspect.unwrap(known[name].function).__module__
                 raise PatternError(f"pattern {pattern_name!r} already has a kernel {name!r}, from {where}.")
@@ -213,6 +217,21 @@ def kernels_for(pattern: str) -> dict[str, Kernel]:
         return dict(_REGISTRY.get(pattern, {}))
 
 
+REFERENCE = "reference"
+"""The kernel that every pattern has: its own reference function, put back in place of what matched."""
+
+
+def reference(pattern: Pattern) -> Kernel:
+    """The pattern's reference function as a kernel, for a pattern that was named and has no other that can run."""
+
+    def function(**operands: Any) -> Any:
+        variant = {name: operands.pop(name) for name in pattern.choices}
+        return pattern.reference(operands, variant)
+
+    takes = (*pattern.captures, *pattern.choices)
+    return Kernel(pattern.name, REFERENCE, function, backward="autograd", takes=takes)
+
+
 def candidates(pattern: Pattern, facts: SiteFacts, *, guard: bool = False) -> list[tuple[Kernel, str | None]]:
     """Every kernel of the pattern, narrowest first, with why it cannot serve the site (None: it can)."""
     known = sorted(kernels_for(pattern.name).values(), key=lambda k: (k.requires.width, k.name))
@@ -241,7 +260,7 @@ def choose(pattern: Pattern, facts: SiteFacts, *, derived: bool) -> tuple[Kernel
 
 def named(pattern: Pattern, names: Sequence[str], facts: SiteFacts) -> tuple[Kernel | None, str]:
     """The first of the kernels asked for by name that can run here, or why none can. Never one that was not named."""
-    known = kernels_for(pattern.name)
+    known = {**kernels_for(pattern.name), REFERENCE: reference(pattern)}
     refused = []
     for name in names:
         check_signature(known[name], pattern)

@@ -15,6 +15,13 @@ from fxfuse.match.search import STEP_LIMIT, Match, Search
 from fxfuse.view import Value, View
 
 
+NEAR = 1 / 3
+"""A place counts as a near miss where this share of the pattern's operations was found."""
+
+
+_STRUCTURE = {"OP", "ARITY"}
+
+
 @dataclass
 class Found:
     """A place where a pattern matched (``reason`` is None) or nearly did."""
@@ -27,6 +34,11 @@ class Found:
     variant: dict[str, str] | None = None
     matched: int = 0
     total: int = 0
+
+    @property
+    def is_near(self) -> bool:
+        """Whether this is a match, or a place that looks enough like one to be worth a line."""
+        return self.match is not None or self.matched >= NEAR * self.total
 
 
 def find_sites(view: View, pattern: Pattern, *, limit: int = STEP_LIMIT) -> list[Found]:
@@ -58,6 +70,10 @@ def _near_miss(view: View, pattern: Pattern, seed: Value, search: Search) -> Fou
     fit = max(fits, key=lambda f: f.rank)
     choices = dict(fit.choices)
     failures = search.failures
+    if not fit.holes and failures and failures[0].code in _STRUCTURE:
+        # Every operation is there, so what stands in the way is what one of them reads.
+        other = [f for f in search.farthest.values() if f.code not in _STRUCTURE]
+        failures = [*sorted(other, key=lambda f: -f.progress), *failures]
     if failures and (search.progress >= fit.matched or not fit.holes or failures[0].code == "STEP_LIMIT"):
         first = failures[0]
         choices.update(first.variant)

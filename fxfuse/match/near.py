@@ -97,7 +97,7 @@ class Probe:
             fits = {label: self.fit(t, operand) for label, t in term.alternatives.items()}
             label = max(fits, key=lambda k: fits[k].rank)
             best = fits[label]
-            if best.matched == 0:
+            if best.matched == 0 and not best.values:
                 wanted = " or ".join(dict.fromkeys(_op_of(t) for t in term.alternatives.values()))
                 return Fit(0, [Failure("OP", f"{term.name}: {wanted}", operand, term, operand)])
             return Fit(best.matched, list(best.holes), {**best.choices, term.name: label}, list(best.values))
@@ -106,11 +106,12 @@ class Probe:
             return self.fit(term.args["input"], operand)
         if not isinstance(operand, Value) or operand.op != term.op or not operand.known:
             return Fit(0, [Failure("OP", term.op, operand, term, operand)])
+        own = int(term.op != "cast")
         straight = self._args(term, operand, {})
         if term.commutative:
             swapped = self._args(term, operand, {"input": "other", "other": "input"})
             straight = max(straight, swapped, key=lambda f: f.rank)
-        return Fit(1, [], {}, [operand]).add(straight)
+        return Fit(own, [], {}, [operand]).add(straight)
 
     def _args(self, term: OpTerm, operand: Value, rename: dict[str, str]) -> Fit:
         total = Fit()

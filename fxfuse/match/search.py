@@ -88,6 +88,7 @@ class Search:
         self.dims: dict[Dim, Any] = {}
         self.dtypes: list[tuple[Any, DtypeTerm, Term]] = []
         self.failures: list[Failure] = []
+        self.farthest: dict[str, Failure] = {}
         self.progress = 0
 
     def run(self, value: Value) -> Match | None:
@@ -110,14 +111,18 @@ class Search:
     # --- failures ---------------------------------------------------------------------------------------------------
 
     def fail(self, code: str, term: Term, operand: Any, expected: Any, found: Any = None) -> None:
-        progress = sum(isinstance(t, OpTerm) for t in self.bound)
-        if progress < self.progress:
-            return
-        self.note(Failure(code, expected, found, term, operand), progress)
+        progress = self._matched()
+        known = self.farthest.get(code)
+        if progress >= self.progress or known is None or progress > known.progress:
+            self.note(Failure(code, expected, found, term, operand), progress)
+
+    def _matched(self) -> int:
+        """How many operations are bound; casts do not count, since dtypes may make them vanish."""
+        return sum(isinstance(t, OpTerm) and t.op != "cast" for t in self.bound)
 
     def note(self, failure: Failure, progress: int | None = None) -> None:
         if progress is None:
-            progress = sum(isinstance(t, OpTerm) for t in self.bound)
+            progress = self._matched()
         variant = tuple(self.choices.items())
         made = Failure(
             failure.code,
@@ -129,6 +134,9 @@ class Search:
             progress,
             variant,
         )
+        known = self.farthest.get(failure.code)
+        if known is None or progress > known.progress:
+            self.farthest[failure.code] = made
         if progress > self.progress:
             self.progress = progress
             self.failures = [made]

@@ -95,8 +95,10 @@ def foreach_adamw(model: Tiny) -> None:
 
 
 def there_and_back(model: Tiny) -> None:
-    """bf16 and back rounds every weight."""
-    model.to(torch.bfloat16).to(torch.float32)
+    """Each `to` swaps the data of every parameter, and the addresses that the first one frees may be used again."""
+    model.to(torch.bfloat16)
+    model.layers[0].mlp.gate.weight.data.mul_(3)
+    model.to(torch.float32)
 
 
 def restored_and_edited(model: Tiny) -> None:
