@@ -116,11 +116,17 @@ def finish(report: Report, options: Options) -> None:
     keep(report)
     log.info("%s", report.summary())
     folder = options.report_dir or os.environ.get("FXFUSE_REPORT_DIR")
-    if folder:
+    if not folder:
+        return
+    try:
         os.makedirs(folder, exist_ok=True)
         stem = os.path.join(folder, f"fxfuse-{os.getpid()}-{time.time_ns()}")
         for suffix in (".json", ".txt", ".html"):
             report.save(stem + suffix)
+    except OSError as error:
+        if options.on_error == "raise":
+            raise
+        _warn_once(f"fxfuse cannot write its report to {folder!r}: {error}")
 
 
 def _inner(fused: Fused, example_inputs: Sequence[Any], options: Options) -> Compiled:
@@ -167,12 +173,16 @@ def _note_on(report: Report) -> Callable[[str], None]:
 _WARNED: set[str] = set()
 
 
+def _warn_once(sentence: str) -> None:
+    if sentence not in _WARNED:
+        _WARNED.add(sentence)
+        warnings.warn(sentence, stacklevel=3)
+
+
 def _failed(gm: fx.GraphModule, options: Options, error: Exception, sites: Sequence[Site] = ()) -> Fused:
     """The original graph, with a report that says why; one warning for each kind of failure."""
     what = f"{type(error).__name__}: {error}".splitlines()[0]
-    if what not in _WARNED:
-        _WARNED.add(what)
-        warnings.warn(f"fxfuse failed and compiles the original graph (REWRITE_ERROR): {what}", stacklevel=2)
+    _warn_once(f"fxfuse failed and compiles the original graph (REWRITE_ERROR): {what}")
     detail = ReasonRecord("REWRITE_ERROR", what)
     lost = [s for s in sites if s.outcome == "rewritten"] or [
         Site(p.name, {}, (), "missed") for p in options.patterns

@@ -21,8 +21,8 @@ def all_patterns() -> dict[str, Pattern]:
         try:
             module = entry.load()
             pages = [module]
-            names = [page.name for page in pkgutil.iter_modules(getattr(module, "__path__", ()))]
-            pages += [import_module(f"{module.__name__}.{name}") for name in names]
+            found_pages = [page.name for page in pkgutil.iter_modules(getattr(module, "__path__", ()))]
+            pages += [import_module(f"{module.__name__}.{name}") for name in found_pages]
         except Exception as error:
             warnings.warn(
                 f"fxfuse: pattern pack {entry.name!r} ({entry.value}) cannot be loaded: {error}", stacklevel=2
@@ -33,6 +33,11 @@ def all_patterns() -> dict[str, Pattern]:
                 if isinstance(value, Pattern):
                     found.setdefault(f"{entry.name}::{value.name}", value)
     return found
+
+
+def names() -> list[str]:
+    """The bare names of all patterns, for messages."""
+    return sorted({p.name for p in all_patterns().values()})
 
 
 def defaults() -> tuple[Pattern, ...]:
@@ -59,4 +64,4 @@ def lookup(name: str, key: str) -> Pattern:
         return known[same[0]]
     if same:
         raise OptionError(f"{key}: pattern {name!r} is in several packs; name one of {same}.")
-    raise OptionError(f"{key}: " + unknown("pattern", name, [n.split("::", 1)[1] for n in known]))
+    raise OptionError(f"{key}: " + unknown("pattern", name, names()))

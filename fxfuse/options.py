@@ -148,7 +148,13 @@ def _pattern(key: str, item: Any) -> Pattern:
 
 def _known_pattern(key: str, name: str) -> None:
     if name not in {p.name for p in library.all_patterns().values()} and not kernels_for(name):
-        raise OptionError(f"{key}: " + unknown("pattern", name, library.all_patterns()))
+        raise OptionError(f"{key}: " + unknown("pattern", name, library.names()))
+
+
+def _bare(given: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The mapping under bare pattern names, where ``pack::name`` was given."""
+    known = library.all_patterns()
+    return {known[key].name if key in known else key: value for key, value in given.items()}
 
 
 def _list(key: str, value: Any) -> Sequence[Any]:
@@ -169,6 +175,7 @@ def _one_of(values: Sequence[str]) -> Callable[[str, Any], Any]:
 def _counts(key: str, value: Any) -> tuple[tuple[str, int], ...]:
     if not isinstance(value, Mapping):
         raise OptionError(f"{key} is a dict of pattern name to count; given {value!r}.")
+    value = _bare(value)
     for name, count in value.items():
         if not isinstance(name, str) or not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise OptionError(f"{key} maps pattern names to counts of at least 0; given {name!r}: {count!r}.")
@@ -178,7 +185,7 @@ def _counts(key: str, value: Any) -> tuple[tuple[str, int], ...]:
 def _kernels(key: str, value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """A name, ``"off"``, or a list of names: the first that can run a site is taken."""
     wished = {}
-    for name, names in value.items() if isinstance(value, Mapping) else ((None, None),):
+    for name, names in _bare(value).items() if isinstance(value, Mapping) else ((None, None),):
         names = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, list | tuple) else ()
         if not isinstance(name, str) or not names or not all(isinstance(n, str) for n in names):
             raise OptionError(
@@ -190,6 +197,7 @@ def _kernels(key: str, value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 def _weights(key: str, value: Any) -> str | tuple[tuple[str, str], ...]:
     if isinstance(value, Mapping):
+        value = _bare(value)
         for name, placement in value.items():
             _known_pattern(key, name)
             _one_of(PLACEMENTS)(f"{key}[{name!r}]", placement)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fxfuse.capture import explain
 from fxfuse.errors import OptionError
+from fxfuse.options import parse
 from fxfuse.report import Report
 
 
@@ -33,6 +34,7 @@ def assert_fused(
     given = dict(options or {})
     if "expect_rewritten" in given:
         raise OptionError("assert_fused takes its counts as expect=, not as the option expect_rewritten.")
+    expect = dict(parse({**given, "expect_rewritten": expect}).expect_rewritten)
     report = explain(model, args, kwargs, options=given)
     for name, count in expect.items():
         found = report.rewritten[name]

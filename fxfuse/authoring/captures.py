@@ -72,6 +72,8 @@ def Input(*dims: Dim | int | EllipsisType) -> Any:
 
 def Param(*dims: Dim | int, optional: bool = False) -> Any:
     """A parameter or buffer of shape ``dims``; ``optional`` ones bind None where the operand is absent."""
+    if ... in dims:
+        raise PatternError("Param takes a fixed number of sizes; `...` is for Input.")
     return _Param(dims, optional)
 
 

@@ -129,7 +129,15 @@ class TermGraph:
         found = cut(self.root, 0)
         if found is not None:
             return found[1]
-        roots = [self.root]
-        while any(isinstance(r, ChoiceTerm) for r in roots):
-            roots = [a for r in roots for a in (r.alternatives.values() if isinstance(r, ChoiceTerm) else (r,))]
-        return tuple(r for r in roots if isinstance(r, OpTerm))
+        return tuple(dict.fromkeys(_outermost(self.root)))
+
+
+def _outermost(term: Term) -> Iterator[OpTerm]:
+    """The ops nearest the root, one on each way to it; casts may be absent at a site, so they are none."""
+    if isinstance(term, ChoiceTerm):
+        for alternative in term.alternatives.values():
+            yield from _outermost(alternative)
+    elif isinstance(term, OpTerm) and term.op == "cast":
+        yield from _outermost(term.args["input"])
+    elif isinstance(term, OpTerm):
+        yield term

@@ -10,6 +10,7 @@ import inspect
 import linecache
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -103,6 +104,12 @@ def author_line() -> Line:
     return Line(file, number, linecache.getline(file, number).strip())
 
 
+def _line_of(error: Exception) -> Line:
+    """The innermost line of the author's code in an error's traceback."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_SKIPPED)]
+    return Line(frames[-1].filename, frames[-1].lineno or 0, frames[-1].line or "") if frames else Line("<unknown>", 0)
+
+
 def captures_of(function: Callable[..., Any], name: str) -> dict[str, Capture]:
     """The captures that a reference function declares, in order."""
     captures: dict[str, Capture] = {}
@@ -129,7 +136,7 @@ def trace(function: Callable[..., Any], captures: Mapping[str, Capture], name: s
         result = function(**proxies)
     except fx.proxy.TraceError as error:
         raise PatternError(
-            f"pattern {name!r} at {author_line()}: a reference function may not branch or loop on a traced value "
+            f"pattern {name!r} at {_line_of(error)}: a reference function may not branch or loop on a traced value "
             f"({error}); use one_of for alternatives."
         ) from error
     finally:
@@ -157,6 +164,8 @@ class _Terms:
         if unused:
             raise PatternError(f"pattern {self.name!r} never uses its capture {unused[0]!r}; remove it or use it.")
         self._check_choices(graph)
+        if not graph.seeds():
+            raise PatternError(f"pattern {self.name!r} holds no operation to search for.")
         return graph
 
     def term(self, raw: Any) -> Any:

@@ -21,7 +21,7 @@ from fxfuse.params import stack
 
 PATTERN = "rms_norm_gated_mlp"
 LOW = (torch.bfloat16, torch.float16)
-GEMM_ROWS = 48
+GEMM_ROWS = 32
 """From here on the fp32 GEMM wins on a CPU without bf16 instructions (bench/cpu_rows.py --isa AVX512_CORE_VNNI)."""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # then Triton kernels run on CPU tensors

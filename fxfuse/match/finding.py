@@ -14,7 +14,6 @@ from fxfuse.match.reasons import Failure
 from fxfuse.match.search import STEP_LIMIT, Match, Search
 from fxfuse.view import Value, View
 
-
 NEAR = 1 / 3
 """A place counts as a near miss where this share of the pattern's operations was found."""
 

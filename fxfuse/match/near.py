@@ -11,9 +11,11 @@ from typing import Any
 
 from fxfuse.authoring import Pattern
 from fxfuse.authoring.captures import is_optional
-from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, OpTerm, Term
+from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term
 from fxfuse.match.reasons import Failure
+from fxfuse.match.search import equal_literal
 from fxfuse.view import Value, View
+from fxfuse.view.ops import SPECS
 
 _BUDGET = 2_000
 
@@ -114,6 +116,7 @@ class Probe:
         return Fit(own, [], {}, [operand]).add(straight)
 
     def _args(self, term: OpTerm, operand: Value, rename: dict[str, str]) -> Fit:
+        own = int(term.op != "cast")
         total = Fit()
         for name, wanted in term.args.items():
             given = self.view.operand(operand.args.get(rename.get(name, name)))
@@ -121,6 +124,10 @@ class Probe:
                 continue
             if isinstance(wanted, Term):
                 total = total.add(self.fit(wanted, given))
+            elif not isinstance(wanted, DtypeTerm) and not equal_literal(wanted, given):
+                found = given if given is not None else dict(SPECS[term.op].params).get(name)
+                hole = Failure("LITERAL", f"{term.op} {name}={wanted}", f"{name}={found!r}", term, operand)
+                total = total.add(Fit(-own, [hole]))
         return total
 
 

@@ -216,7 +216,7 @@ class Search:
                 return
             for _ in self.match(wanted, given):
                 yield from self._args(term, operand, rest)
-        elif _equal_literal(wanted, given):
+        elif equal_literal(wanted, given):
             yield from self._args(term, operand, rest)
         else:
             default = dict(SPECS[term.op].params).get(name)
@@ -375,10 +375,10 @@ class Search:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a is b or (not isinstance(a, Value) and not isinstance(b, Value) and _equal_literal(a, b))
+    return a is b or (not isinstance(a, Value) and not isinstance(b, Value) and equal_literal(a, b))
 
 
-def _equal_literal(wanted: Any, given: Any) -> bool:
+def equal_literal(wanted: Any, given: Any) -> bool:
     """Literals are exact; ``2`` and ``2.0`` are one number, ``True`` and ``1`` are not."""
     if isinstance(wanted, bool) or isinstance(given, bool):
         return wanted is given

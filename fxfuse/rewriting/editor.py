@@ -51,6 +51,7 @@ class Editor:
             raise
         made = tuple(n for n in self.graph.nodes if id(n) not in before)
         root.replace_all_uses_with(result)
+        self.mapping[match.root.node] = result  # a later match may capture what this one made
         for node in reversed([self.mapping[n] for n in match.nodes]):
             if not node.users:
                 self.graph.erase_node(node)

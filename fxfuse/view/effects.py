@@ -6,6 +6,8 @@ understood (a foreign function, a higher-order op without a readable body) count
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 from collections.abc import Iterator
 from functools import cached_property
@@ -15,7 +17,7 @@ import torch
 from torch import fx
 
 from fxfuse.compat import FakeTensor
-from fxfuse.view.ops import spec_of
+from fxfuse.view.ops import OpSpec, is_transpose_attribute, spec_of
 
 _INPLACE_OPERATORS = {
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod,
@@ -77,7 +79,7 @@ class Effects:
         by_storage: dict[int, fx.Node] = {}
         for node in self.graph.nodes:
             spec = spec_of(node)
-            if (spec is not None and spec.alias) or written_by_first(node):
+            if (spec is not None and spec.alias) or is_transpose_attribute(node) or written_by_first(node):
                 source = node.args[0] if node.args else None
                 if isinstance(source, fx.Node) and root(source) is not root(node):
                     parent[root(node)] = root(source)
@@ -95,9 +97,36 @@ class Effects:
     def _written_families(self) -> set[fx.Node]:
         return {self.family(target) for _, targets in self.writes for target in targets}
 
+    @cached_property
+    def _last_write(self) -> dict[fx.Node, int]:
+        """Each written family's last write, as a place in the graph."""
+        last: dict[fx.Node, int] = {}
+        for writer, targets in self.writes:
+            for target in targets:
+                last[self.family(target)] = self.order[writer]
+        return last
+
+    def written_after(self, node: fx.Node, place: int) -> bool:
+        """Whether anything after ``place`` writes to storage that this node may share."""
+        return self._last_write.get(self.family(node), -1) > place
+
+    def share_storage(self, a: fx.Node, b: fx.Node) -> bool:
+        """Whether two nodes are known to be one storage, so that a write to one is a write to the other."""
+        ours, theirs = list(_storages(a)), list(_storages(b))
+        return bool(ours) and ours == theirs
+
     def is_written(self, node: fx.Node) -> bool:
         """Whether anything in the graph writes to storage that this node may share."""
         return bool(self.writes) and self.family(node) in self._written_families
+
+
+@functools.cache
+def _inplace_position(target: Any) -> int | None:
+    """Where a function that the table does not know takes ``inplace``, or None."""
+    try:
+        return list(inspect.signature(target).parameters).index("inplace")
+    except (TypeError, ValueError):
+        return None
 
 
 def written_by_first(node: fx.Node) -> bool:
@@ -134,7 +163,7 @@ def written_by(node: fx.Node) -> Iterator[fx.Node]:
         yield from _nodes_in(out)
     name = _name(node)
     spec = spec_of(node)
-    if node.kwargs.get("inplace") or (spec is not None and _bound_inplace(node, spec)):
+    if node.kwargs.get("inplace") or _given_inplace(node, spec):
         yield from _nodes_in(node.args[:1])
     elif spec is None:
         module = str(getattr(target, "__module__", None) or "torch")
@@ -144,12 +173,16 @@ def written_by(node: fx.Node) -> Iterator[fx.Node]:
             yield from _nodes_in((node.args, tuple(node.kwargs.values())))
 
 
-def _bound_inplace(node: fx.Node, spec: Any) -> bool:
-    names = [name for name, _ in spec.params]
-    if "inplace" not in names:
+def _given_inplace(node: fx.Node, spec: OpSpec | None) -> bool:
+    """Whether ``inplace`` is given by position, and is not False."""
+    if len(node.args) < 2:
         return False
-    at = names.index("inplace")
-    return len(node.args) > at and node.args[at] is True
+    if spec is not None:
+        names = [name for name, _ in spec.params]
+        at = names.index("inplace") if "inplace" in names else None
+    else:
+        at = _inplace_position(node.target)
+    return at is not None and len(node.args) > at and node.args[at] is not False
 
 
 def _written_by_schema(node: fx.Node, target: torch._ops.OpOverload) -> Iterator[fx.Node]:

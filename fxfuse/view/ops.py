@@ -135,6 +135,11 @@ def spec_of(node: fx.Node) -> OpSpec | None:
     return None
 
 
+def is_transpose_attribute(node: fx.Node) -> bool:
+    """``w.T`` and ``w.mT``; what they mean beyond two dimensions is the reader's to check."""
+    return node.op == "call_function" and node.target is getattr and node.args[1] in {"T", "mT"}
+
+
 def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
     """Canonical arguments by name; None where the call does not fit the row (then the node stays opaque)."""
     bound: dict[str, Any] = {}

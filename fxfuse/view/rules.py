@@ -24,7 +24,7 @@ Rule = Callable[["View", Value], Value | None]
 
 SEE_THROUGH: dict[str, list[SeeThrough]] = {}
 RULES: dict[str, list[tuple[str, Rule]]] = {}
-ORIGINS: dict[str, set[str]] = {}
+ORIGINS: dict[str, set[str]] = {"cast": {"to"}}
 """Which table ops can turn into an op: ``silu`` may come from a ``mul``."""
 
 
@@ -37,10 +37,13 @@ def see_through(*ops: str) -> Callable[[SeeThrough], SeeThrough]:
     return register
 
 
-def rule(source: str, target: str) -> Callable[[Rule], Rule]:
+def rule(source: str, target: str, parts: tuple[str, ...] = ()) -> Callable[[Rule], Rule]:
+    """Register a rule that turns ``source`` into ``target``, with these ops as virtual parts."""
+
     def register(function: Rule) -> Rule:
         RULES.setdefault(source, []).append((function.__name__, function))
-        ORIGINS.setdefault(target, set()).update({source, *ORIGINS.get(source, ())})
+        for made in (target, *parts):
+            ORIGINS.setdefault(made, set()).update({source, *ORIGINS.get(source, ())})
         return function
 
     return register
@@ -214,7 +217,7 @@ def one_over_root(view: View, value: Value) -> Value | None:
     return None
 
 
-@rule("div", "mul")
+@rule("div", "mul", parts=("rsqrt",))
 def divided_by_root(view: View, value: Value) -> Value | None:
     """``x / sqrt(v)`` is ``x * rsqrt(v)``; last place of fp32 may differ, so lower precisions are left alone."""
     root = view.operand(value.args["other"])
@@ -359,7 +362,7 @@ def _slice_of_last(value: Value, source: Value, index: Any) -> Value | None:
 # --- one node that is a whole norm ----------------------------------------------------------------------------------
 
 
-@rule("rms_norm", "mul")
+@rule("rms_norm", "mul", parts=("cast", "square", "mean", "add", "rsqrt"))
 def rms_norm_function(view: View, value: Value) -> Value | None:
     """``F.rms_norm`` computes in fp32, scales, then casts once: the *late* order. Without eps it stays opaque."""
     x, weight, eps = view.operand(value.args["input"]), value.args.get("weight"), value.args.get("eps")

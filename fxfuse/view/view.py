@@ -140,6 +140,8 @@ class View:
             return self._leaf(node)
         spec = ops.spec_of(node)
         meta = self.meta(node)
+        if ops.is_transpose_attribute(node):
+            return Value("t", {"input": node.args[0]}, node, meta=meta)
         if spec is None:
             return Value(ops.function_name(node.target), {}, node, known=False, meta=meta)
         if spec.name == "to":
@@ -174,18 +176,32 @@ class View:
         for rule in rules.SEE_THROUGH.get(value.op, ()):
             if rule(self, value):
                 source = value.args["input"]
-                return source if isinstance(source, fx.Node) and self._settled(value.node, source) else None
+                return source if isinstance(source, fx.Node) and self._same_later(value.node, source) else None
         return None
 
-    def _settled(self, *nodes: fx.Node) -> bool:
-        """Whether no write in the graph can make these nodes differ between the places where they are read."""
-        return not self.effects.writes or not any(self.effects.is_written(n) for n in nodes)
+    def _same_later(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether a node and the operand that it equals stay equal: one storage, or no later write to either."""
+        effects = self.effects
+        if not effects.writes or effects.share_storage(node, source):
+            return True
+        made = effects.order[node]
+        return not effects.written_after(node, made) and not effects.written_after(source, made)
+
+    def _reads_moved(self, value: Value) -> bool:
+        """Whether a write could come between where the nodes read an operand and where the canonical op would."""
+        effects = self.effects
+        if not effects.writes:
+            return False
+        direct = set(value.node.all_input_nodes)
+        start = min((effects.order[n] for n in value.absorbed), default=effects.order[value.node])
+        moved = [n for n in _nodes_of(value) if n not in direct]
+        return any(effects.written_after(n, min(start, effects.order[n])) for n in moved)
 
     def _canonical(self, value: Value) -> Value:
         for _ in range(_MAX_STEPS):
             for _, rule in rules.RULES.get(value.op, ()):
                 better = rule(self, value)
-                if better is not None and self._settled(*better.absorbed, *_nodes_of(better)):
+                if better is not None and not self._reads_moved(better):
                     value = better
                     break
             else:

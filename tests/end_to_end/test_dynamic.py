@@ -176,7 +176,9 @@ def test_autocast_around_the_call(placement: str) -> None:
         assert found.dtype == expected.dtype
         torch.testing.assert_close(found, expected, atol=1e-5 if not on else 2e-2, rtol=1e-5 if not on else 2e-2)
         for report in reports:
-            assert {(s.outcome, s.code) for s in report.sites} == ({("missed", "REGION")} if on else {("rewritten", "")})
+            assert {(s.outcome, s.code) for s in report.sites} == (
+                {("missed", "REGION")} if on else {("rewritten", "")}
+            )
     assert graphs() == 2
 
 
@@ -350,9 +352,7 @@ def test_checkpointing_without_grad(placement: str) -> None:
     ],
 )
 @torch.no_grad()
-def test_modes_reach_inductor(
-    how: dict[str, Any], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_modes_reach_inductor(how: dict[str, Any], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
 
     def inductor(gm: torch.fx.GraphModule, examples: Any, config_patches: dict[str, Any] | None) -> Any:

@@ -69,7 +69,16 @@ def marked(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _about(name: str, tensor: Tensor) -> tuple[Any, ...]:
     layout = (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.device)
-    return name, id(tensor), type(tensor), dict(vars(tensor)), *layout, tensor.requires_grad, tensor.is_leaf, tensor._is_view()
+    return (
+        name,
+        id(tensor),
+        type(tensor),
+        dict(vars(tensor)),
+        *layout,
+        tensor.requires_grad,
+        tensor.is_leaf,
+        tensor._is_view(),
+    )
 
 
 def values(model: nn.Module) -> dict[str, Tensor]:

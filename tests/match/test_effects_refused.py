@@ -39,6 +39,11 @@ def before_and_after(m: Any, x: Any) -> Any:
     return y, x + 0
 
 
+@torch.library.custom_op("fxfuse_tests::double_in_place", mutates_args={"x"})
+def double_in_place(x: torch.Tensor) -> None:
+    x.mul_(2)
+
+
 WRITES: dict[str, Callable[..., Any]] = {
     "method": lambda m, x: parts(m, x, lambda: x.add_(1)),
     "operator": lambda m, x: parts(m, x, lambda: x.__imul__(2)),
@@ -55,6 +60,8 @@ WRITES: dict[str, Callable[..., Any]] = {
     "aten packet": lambda m, x: parts(m, x, lambda: torch.ops.aten.mul_(x, 2)),
     "foreach": lambda m, x: parts(m, x, lambda: torch._foreach_mul_([x], 2.0)),
     "copy_": lambda m, x: parts(m, x, lambda: x.copy_(x * 2)),
+    "custom op": lambda m, x: parts(m, x, lambda: double_in_place(x)),
+    "custom op, by its packet": lambda m, x: parts(m, x, lambda: torch.ops.fxfuse_tests.double_in_place(x)),
     "a weight": lambda m, x: parts(m, x, lambda: m.down.mul_(2)),
     "a weight, before the site": lambda m, x: (m.gate.mul_(1.0), plain(m, x))[1],
     "a weight, after the site": lambda m, x: (plain(m, x), m.up.mul_(1.0))[0],

@@ -97,7 +97,9 @@ NORMS = {
     "mean over another dimension": Case(norm_by(lambda w, x: w * stats(x, dim=-2)), "LITERAL"),
     "mean over two dimensions": Case(norm_by(lambda w, x: w * stats(x, dim=(-1, -2))), "LITERAL"),
     "mean over everything": Case(
-        norm_by(lambda w, x: w * (x * torch.rsqrt(x.pow(2).mean() + 1e-6))), "LITERAL", norm_by(lambda w, x: w * stats(x))
+        norm_by(lambda w, x: w * (x * torch.rsqrt(x.pow(2).mean() + 1e-6))),
+        "LITERAL",
+        norm_by(lambda w, x: w * stats(x)),
     ),
     "keepdim dropped, last size 1 restored by index": Case(
         norm_by(lambda w, x: w * (x * torch.rsqrt(x.pow(2).mean(-1) + 1e-6)[..., None])), "OP"
@@ -135,9 +137,7 @@ NORMS = {
         norm_by(lambda w, x: w * (x * torch.rsqrt((x * (x + 1)).abs().mean(-1, keepdim=True) + 1e-6))), "OP"
     ),
     "sqrt for rsqrt": Case(norm_by(lambda w, x: w * (x * torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))), "OP"),
-    "offset 2": Case(
-        norm_by(lambda w, x: stats(x) * (2.0 + w)), "LITERAL", norm_by(lambda w, x: stats(x) * (1.0 + w))
-    ),
+    "offset 2": Case(norm_by(lambda w, x: stats(x) * (2.0 + w)), "LITERAL", norm_by(lambda w, x: stats(x) * (1.0 + w))),
     "alpha in the offset": Case(
         norm_by(lambda w, x: stats(x) * torch.add(torch.ones(1), w, alpha=2)),
         "LITERAL",
@@ -159,8 +159,9 @@ MLPS = {
         "OP",
         mlp_by(lambda m, h: F.linear(gated(m, h), m.down)),
     ),
-    "multiplier before down": Case(mlp_by(lambda m, h: F.linear(gated(m, h) * 0.5, m.down)), "OP",
-                                   lambda m, x: plain(m, x) * 0.5),
+    "multiplier before down": Case(
+        mlp_by(lambda m, h: F.linear(gated(m, h) * 0.5, m.down)), "OP", lambda m, x: plain(m, x) * 0.5
+    ),
     "multiplier on the gate": Case(
         mlp_by(lambda m, h: F.linear(F.silu(F.linear(h, m.gate) * 0.5) * F.linear(h, m.up), m.down)), "OP"
     ),
@@ -179,7 +180,8 @@ MLPS = {
         mlp_by(lambda m, h: F.linear(F.silu(F.linear(h, m.gate)) + F.linear(h, m.up), m.down)), "OP"
     ),
     "another activation": Case(
-        mlp_by(lambda m, h: F.linear(gated(m, h, torch.tanh), m.down)), "",
+        mlp_by(lambda m, h: F.linear(gated(m, h, torch.tanh), m.down)),
+        "",
         mlp_by(lambda m, h: F.linear(gated(m, h, F.gelu), m.down)),
     ),
     "gate of the input, up of the norm": Case(
@@ -204,9 +206,7 @@ MLPS = {
     "weight made at run time": Case(
         mlp_by(lambda m, h: F.linear(F.silu(F.linear(h, m.gate)) * F.linear(h, m.up), h.new_ones(8, 12))), "NOT_A_PARAM"
     ),
-    "post-norm": Case(
-        lambda m, x: x + rms(m, mlp(m, x)), "OP", lambda m, x: x + plain(m, x)
-    ),
+    "post-norm": Case(lambda m, x: x + rms(m, mlp(m, x)), "OP", lambda m, x: x + plain(m, x)),
     "packed, unequal parts": Case(
         mlp_by(lambda m, h: (lambda t: F.linear(F.silu(t[..., :12]) * t[..., 6:18], m.down))(F.linear(h, m.gate_up))),
         "OP",
@@ -222,7 +222,7 @@ MLPS = {
         "OP",
         mlp_by(lambda m, h: (lambda t: F.linear(F.silu(t[..., 12:]) * t[..., :12], m.down))(F.linear(h, m.gate_up))),
     ),
-}  # fmt: skip
+}
 
 
 def all_bf16(m: Any, x: Any) -> Any:
@@ -234,22 +234,32 @@ DTYPES = {
     "norm computed in bf16": Case(all_bf16, "DTYPE", plain, torch.bfloat16),
     "norm computed in bf16 is one function in fp32": Case(all_bf16, "DTYPE", all_bf16, torch.bfloat16, torch.float32),
     "rounded after the activation only": Case(
-        mlp_by(lambda m, h: F.linear(F.silu(F.linear(h, m.gate).float()).to(h.dtype) * F.linear(h, m.up), m.down)), "OP",
-        plain, torch.bfloat16,
+        mlp_by(lambda m, h: F.linear(F.silu(F.linear(h, m.gate).float()).to(h.dtype) * F.linear(h, m.up), m.down)),
+        "OP",
+        plain,
+        torch.bfloat16,
     ),
     "offset added in bf16": Case(
-        norm_by(lambda w, x: (stats(x) * (1.0 + w)).to(x.dtype)), "DTYPE",
-        norm_by(lambda w, x: (stats(x) * (1.0 + w.float())).to(x.dtype)), torch.bfloat16,
+        norm_by(lambda w, x: (stats(x) * (1.0 + w)).to(x.dtype)),
+        "DTYPE",
+        norm_by(lambda w, x: (stats(x) * (1.0 + w.float())).to(x.dtype)),
+        torch.bfloat16,
     ),
     "rounded twice": Case(
-        norm_by(lambda w, x: w * stats(x).to(torch.float16).to(x.dtype)), "OP",
-        norm_by(lambda w, x: w * stats(x).to(x.dtype)), torch.bfloat16,
+        norm_by(lambda w, x: w * stats(x).to(torch.float16).to(x.dtype)),
+        "OP",
+        norm_by(lambda w, x: w * stats(x).to(x.dtype)),
+        torch.bfloat16,
     ),
     "sigmoid rounded before the product": Case(
-        mlp_by(lambda m, h: (lambda g: F.linear(g * torch.sigmoid(g) * F.linear(h, m.up), m.down))(F.linear(h, m.gate))),
-        "", plain, torch.bfloat16,
+        mlp_by(
+            lambda m, h: (lambda g: F.linear(g * torch.sigmoid(g) * F.linear(h, m.up), m.down))(F.linear(h, m.gate))
+        ),
+        "",
+        plain,
+        torch.bfloat16,
     ),
-}  # fmt: skip
+}
 
 TABLES = {"readers": READERS, "norms": NORMS, "mlps": MLPS, "dtypes": DTYPES}
 ROWS = [pytest.param(case, id=f"{name}") for table in TABLES.values() for name, case in table.items()]

@@ -1,0 +1,206 @@
+"""Each directed equality of the view beside its one-edit mutants, which must not be equated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from support import canonical, canonicals, value_of
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@dataclass
+class Rule:
+    """A spelling, its canonical form, and edits of the spelling that are other functions."""
+
+    spelling: str
+    form: str
+    mutants: tuple[str, ...]
+    dtype: torch.dtype = FP32
+
+
+RULES = [
+    Rule("x.pow(2)", "square(x)", ("x.pow(3)", "x.pow(-2)", "torch.pow(2, x)", "x.pow(y)", "x.pow(2.5)")),
+    Rule("x * x", "square(x)", ("x * y", "x * -x", "x * (x + 1)", "x + x", "x * x.detach() * 2")),
+    Rule("x.float() * x.contiguous()", "square(x)", ("x.double() * x", "x.half().float() * x")),
+    Rule("v ** 0.5", "sqrt(v)", ("v ** 0.25", "v ** 1.5", "0.5 ** v")),
+    Rule("v ** -0.5", "rsqrt(v)", ("v ** -1", "v ** -0.25", "v ** 0.5", "torch.pow(-0.5, v)")),
+    Rule(
+        "1 / torch.sqrt(v)",
+        "rsqrt(v)",
+        (
+            "2 / torch.sqrt(v)",
+            "torch.sqrt(v) / 1",
+            "-1 / torch.sqrt(v)",
+            "1 / v",
+            "y / torch.sqrt(v)",
+            "1 / torch.exp(v)",
+            "torch.div(1, torch.sqrt(v), rounding_mode='floor')",
+        ),
+    ),
+    Rule(
+        "torch.sqrt(v).reciprocal()",
+        "rsqrt(v)",
+        ("v.reciprocal()", "torch.exp(v).reciprocal()", "v.reciprocal().reciprocal()"),
+    ),
+    Rule(
+        "x / torch.sqrt(v)",
+        "mul(x, rsqrt(v))",
+        ("torch.sqrt(v) / x", "x / v", "x / torch.rsqrt(v)", "torch.div(x, torch.sqrt(v), rounding_mode='trunc')"),
+    ),
+    Rule(
+        "x.sum(-1, keepdim=True) / 8",
+        "mean(x, dim=-1, keepdim=True)",
+        (
+            "x.sum(-1, keepdim=True) / 7",
+            "x.sum(-2, keepdim=True) / 8",
+            "x.sum(-1) / 8 + 0",
+            "x.sum() / 8",
+            "x.sum((-1, -2), keepdim=True) / 8",
+            "torch.div(x.sum(-1, keepdim=True), 8, rounding_mode='floor')",
+            "8 / x.sum(-1, keepdim=True)",
+            "x.sum(-1, keepdim=True, dtype=torch.float64) / 8",
+            "x.sum(-1, keepdim=True) / v",
+        ),
+    ),
+    Rule(
+        "x * torch.sigmoid(x)",
+        "silu(x)",
+        (
+            "x * torch.sigmoid(y)",
+            "y * torch.sigmoid(x)",
+            "x * torch.tanh(x)",
+            "x * torch.sigmoid(1.702 * x)",
+            "x + torch.sigmoid(x)",
+            "torch.sigmoid(x) * torch.sigmoid(x)",
+        ),
+    ),
+    Rule("x.sigmoid() * x", "silu(x)", ("x.sigmoid() * y", "x.sigmoid() * -x")),
+    Rule(
+        "x @ W.t()",
+        "linear(x, W)",
+        ("x @ M", "x @ M.t().t()", "x @ C", "x @ C.transpose(-1, -2)", "x @ y.transpose(1, 2)"),
+    ),
+    Rule(
+        "torch.matmul(x, M.transpose(0, 1))",
+        "linear(x, M)",
+        (
+            "torch.matmul(x, M.transpose(0, 0))",
+            "torch.matmul(x, M.permute(0, 1))",
+            "torch.matmul(x, C.transpose(1, 2))",
+            "M.transpose(0, 1) @ x.transpose(1, 2)",
+        ),
+    ),
+    Rule("x @ W.permute(1, 0)", "linear(x, W)", ("x @ M.permute(0, 1)", "x @ C.permute(0, 2, 1)")),
+    Rule("x @ W.T", "linear(x, W)", ("x @ M", "x @ C.mT")),
+    Rule(
+        "x.chunk(2, -1)[1]",
+        "part(x, dim=-1, index=1, of=2)",
+        (
+            "x.chunk(2, -1)[0]",
+            "x.chunk(4, -1)[1]",
+            "x.chunk(3, -1)[1]",
+            "x.chunk(2, 0)[1]",
+            "x.split(3, -1)[1]",
+            "x.split([3, 5], -1)[1]",
+            "x.split([5, 3], -1)[1]",
+        ),
+    ),
+    Rule(
+        "x[..., 4:]",
+        "part(x, dim=-1, index=1, of=2)",
+        (
+            "x[..., :4]",
+            "x[..., 3:]",
+            "x[..., 4:7]",
+            "x[..., ::2]",
+            "x[..., 2:6]",
+            "x[:, 1:]",
+            "x[1:]",
+            "x[0, :, 4:]",
+            "x[..., None, 4:]",
+            "x[1:, :, 4:]",
+            "x.flip(-1)[..., 4:]",
+        ),
+    ),
+    Rule(
+        "w.float() * x.float()",
+        "mul(w, cast(x, dtype=f32))",
+        ("w * x", "(w * x).float()", "w.float() * x.float() * 2"),
+        BF16,
+    ),
+    Rule("x.float() + w.float()", "add(x, cast(w, dtype=f32))", ("x + w", "(x + w).float()"), BF16),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.spelling)
+def test_rule_and_its_mutants(rule: Rule) -> None:
+    forms = canonicals([rule.spelling, *rule.mutants], rule.dtype)
+    got = forms.pop(rule.spelling)
+    if rule.dtype is FP32:
+        assert got == rule.form
+    else:  # either operand may lose its cast, not both
+        assert got.count("cast(") == 1
+    want = value_of(rule.spelling, rule.dtype)
+    for mutant, form in forms.items():
+        value = value_of(mutant, rule.dtype)
+        same = value.dtype is want.dtype and value.shape == want.shape and torch.equal(value, want)
+        assert not same, f"{mutant} is no mutant"
+        assert form != got, mutant
+
+
+SEEN_THROUGH = [
+    Rule("x.float()", "x", ("x.half()", "x.bfloat16()", "x.half().float()", "x.double()", "x.bfloat16().float()")),
+    Rule(
+        "x.float().to(torch.bfloat16)", "cast(cast(x, dtype=f32), dtype=bf16)", ("x.half().to(torch.bfloat16)",), BF16
+    ),
+    Rule("x.view(2, 3, 8)", "x", ("x.view(3, 2, 8)", "x.view(-1, 8)", "x.view(torch.int32)", "x.reshape(2, 8, 3)")),
+    Rule("x.expand(2, 3, 8)", "x", ("x.expand(1, 2, 3, 8)", "v.expand(2, 3, 8)")),
+    Rule("M.flatten().view(8, 8)", "reshape(flatten(M), shape=(8, 8))", ("M.flatten()",)),
+    Rule(
+        "F.dropout(x, 0.5, False)",
+        "x",
+        (
+            "F.dropout(x, 0.5, True)",
+            "F.dropout(x, 0.5)",
+            "F.dropout(x, 1.0)",
+            "torch.dropout(x, 0.5, True)",
+            "nn.Dropout(0.5)(x)",
+        ),
+    ),
+    Rule("x[:, :, :]", "x", ("x[:, 1:]", "x[0]", "x[None]", "x[:, None]", "x[:, ::2]")),
+    Rule("x.contiguous()", "x", ("x.transpose(0, 1).contiguous()", "x.detach() + 0")),
+]
+
+
+@pytest.mark.parametrize("rule", SEEN_THROUGH, ids=lambda r: r.spelling)
+def test_what_is_seen_through_and_what_is_not(rule: Rule) -> None:
+    forms = canonicals([rule.spelling, *rule.mutants], rule.dtype)
+    assert forms.pop(rule.spelling) == rule.form
+    for mutant, form in forms.items():
+        assert form not in {rule.form, "x"}, mutant
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+@pytest.mark.parametrize(
+    ("spelling", "form"),
+    [
+        ("x * torch.sigmoid(x)", "silu(x)"),
+        ("1 / torch.sqrt(v)", "rsqrt(v)"),
+        ("torch.sqrt(v).reciprocal()", "rsqrt(v)"),
+        ("x / torch.sqrt(v)", "mul(x, rsqrt(v))"),
+        ("x.sum(-1, keepdim=True) / 8", "mean(x, dim=-1, keepdim=True)"),
+    ],
+)
+def test_a_rule_that_would_round_elsewhere_is_for_fp32_only(spelling: str, form: str, dtype: torch.dtype) -> None:
+    """In low precision the step between is rounded (and in fp16 a sum overflows), so it is another function."""
+    assert canonical(spelling, dtype) != form
+
+
+def test_fp16_sum_overflows_where_the_mean_does_not() -> None:
+    """Why the row above is no pedantry."""
+    x = torch.full((1, 4096), 40.0, dtype=FP16)
+    assert torch.isinf(x.square().sum(-1) / 4096)
+    assert not torch.isinf(x.square().mean(-1))
