@@ -57,8 +57,12 @@ class Options:
             if f.name in {"patterns", "named"} or value == f.default:
                 continue
             pairs = isinstance(value, tuple) and value and isinstance(value[0], tuple)
-            out[f.name] = dict(value) if pairs else list(value) if isinstance(value, tuple) else value
+            out[f.name] = {k: _plain(v) for k, v in value} if pairs else _plain(value)
         return out
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 VALID = (

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxfuse.authoring.captures import Capture, is_optional
+from fxfuse.authoring.captures import Capture, is_optional, is_param
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, Line, OpTerm, Term, TermGraph
 from fxfuse.errors import PatternError, unknown
-from fxfuse.view import DtypeOf, Value, View
+from fxfuse.view import DtypeOf, Leaf, LeafKind, Value, View
 from fxfuse.view.ops import REQUIRED, SPECS
 
 _TRACING: contextvars.ContextVar[_Tracing | None] = contextvars.ContextVar("fxfuse_tracing", default=None)
@@ -151,7 +151,8 @@ class _Terms:
 
     def __init__(self, name: str, graph: fx.Graph, captures: Mapping[str, Capture], line: Line) -> None:
         self.name = name
-        self.view = View(graph, symbolic=True)
+        kinds = {name: LeafKind.PARAMETER if is_param(c) else LeafKind.INPUT for name, c in captures.items()}
+        self.view = View(graph, symbolic=True, leaves=[Leaf(kind, name) for name, kind in kinds.items()])
         self.captures = captures
         self.line = line
         self.terms: dict[int, Term] = {}

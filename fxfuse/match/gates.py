@@ -44,7 +44,7 @@ def _no_other_readers(match: Match) -> Failure | None:
     view, covered = match.view, set(match.nodes)
     term_of = {id(v): t for t, v in match.bound.items() if isinstance(v, Value)}
     for value in match.interior:
-        if value is match.root:
+        if value is match.root or _casts_a_capture(match, value):
             continue
         outside = [n for n in value.nodes if n not in covered]
         assert not outside
@@ -63,6 +63,12 @@ def _no_other_readers(match: Match) -> Failure | None:
                 code = "GRAPH_OUTPUT" if reader.op == "output" else "EXTERNAL_USE"
                 return Failure(code, node.name, None, match.pattern.terms.root, match.root, reader)
     return None
+
+
+def _casts_a_capture(match: Match, value: Value) -> bool:
+    """A cast of what the kernel gets anyway may be read by others too: it stays, and the kernel makes its own."""
+    source = match.view.operand(value.args["input"]) if value.op == "cast" and value.owner is None else None
+    return source is not None and any(source is captured for captured in match.captures.values())
 
 
 def _reads_metadata_only(reader: fx.Node) -> bool:

@@ -128,6 +128,7 @@ class Probe:
                 found = given if given is not None else dict(SPECS[term.op].params).get(name)
                 hole = Failure("LITERAL", f"{term.op} {name}={wanted}", f"{name}={found!r}", term, operand)
                 total = total.add(Fit(-own, [hole]))
+                own = 0
         return total
 
 

@@ -141,7 +141,9 @@ class Search:
             self.progress = progress
             self.failures = [made]
         elif progress == self.progress and len(self.failures) < 8:
-            self.failures.append(made)
+            # That another op stands there is what every wrong operand order says; anything else says more.
+            better = made.code != "OP" and self.failures and self.failures[0].code == "OP"
+            self.failures.insert(0 if better else len(self.failures), made)
 
     # --- downwards --------------------------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ class Report:
 
     def to_json(self) -> str:
         """The whole record as JSON."""
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1, sort_keys=True, default=str)
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1, default=str)
 
     @classmethod
     def from_json(cls, text: str) -> Report:

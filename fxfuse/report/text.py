@@ -26,7 +26,7 @@ def render(report: Report) -> str:
 
 def _pattern(pattern: str, sites: list[Site]) -> list[str]:
     counts = {o: sum(s.outcome == o for s in sites) for o in _ORDER}
-    reasons = len({(s.code, s.reason) for s in sites if s.outcome == "missed"})
+    reasons = len({(s.code, _masked(s.reason)) for s in sites if s.outcome == "missed"})
     parts = [f"{n} {o}" for o, n in counts.items() if n]
     if reasons:
         parts[-1] += f" ({reasons} reason{'s' if reasons > 1 else ''})"
@@ -40,11 +40,16 @@ def _pattern(pattern: str, sites: list[Site]) -> list[str]:
 
 
 def _key(site: Site) -> tuple[object, ...]:
-    shape = tuple(re.sub(r"\d+", "#", m) for m in site.modules)
-    reason = re.sub(r"\d+", "#", site.reason)
+    shape = tuple(map(_masked, site.modules))
+    reason = _masked(site.reason)
     place = site.detail.pattern_line if site.detail else ""
     facts = (site.kernel, site.weights, site.matched_nodes, place)
     return site.outcome, tuple(sorted(site.variant.items())), shape, site.code, reason, *facts
+
+
+def _masked(text: str) -> str:
+    """Equal for texts that differ only in numbers, such as those of layers and nodes."""
+    return re.sub(r"\d+", "#", text)
 
 
 def _group(group: Sequence[Site]) -> list[str]:
@@ -109,11 +114,10 @@ def _merge(paths: Sequence[str]) -> str:
     split = [re.split(r"(\d+)", p) for p in unique]
     if len({len(s) for s in split}) != 1:
         return ", ".join(unique)
-    out = []
-    for pieces in zip(*split, strict=True):
-        different = list(dict.fromkeys(pieces))
-        out.append(different[0] if len(different) == 1 else _ranges(different))
-    return "".join(out)
+    columns = [list(dict.fromkeys(pieces)) for pieces in zip(*split, strict=True)]
+    if sum(len(c) > 1 for c in columns) > 1:
+        return ", ".join(unique)  # merged, they would name modules that are not there
+    return "".join(c[0] if len(c) == 1 else _ranges(c) for c in columns)
 
 
 def _ranges(items: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -151,6 +151,10 @@ def written_by(node: fx.Node) -> Iterator[fx.Node]:
     if isinstance(target, torch._ops.OpOverload):
         yield from _written_by_schema(node, target)
         return
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        for name in target.overloads():
+            yield from _written_by_schema(node, getattr(target, name))
+        return
     if isinstance(target, torch._ops.HigherOrderOperator):
         yield from _written_by_body(node, target)
         return
@@ -197,7 +201,7 @@ def _written_by_schema(node: fx.Node, target: torch._ops.OpOverload) -> Iterator
 def _written_by_body(node: fx.Node, target: Any) -> Iterator[fx.Node]:
     body = body_of(node)
     if body is None or target.name() not in _PURE_BODIES:
-        yield from _nodes_in(node.args)
+        yield from _nodes_in((node.args, node.kwargs))
         return
     effects = Effects(body.graph)
     holders = [n for n in body.graph.nodes if n.op == "placeholder"]
@@ -224,6 +228,8 @@ def _nodes_in(operand: Any) -> Iterator[fx.Node]:
     elif isinstance(operand, tuple | list):
         for item in operand:
             yield from _nodes_in(item)
+    elif isinstance(operand, Mapping):
+        yield from _nodes_in(tuple(operand.values()))
 
 
 def _storages(node: fx.Node) -> Iterator[int]:

@@ -51,7 +51,7 @@ _CONTAINERS = {"_modules", "_parameters", "_buffers"}
 
 
 def _members(source: Any) -> list[str]:
-    """The names on the way from a root variable to what the source names; the root itself only where it is all."""
+    """The names on the way from a root variable to what the source names; without the root where that is a module."""
     members: list[str] = []
     at = source
     while at is not None:
@@ -59,8 +59,9 @@ def _members(source: Any) -> list[str]:
             members.append(str(at.member))
         elif hasattr(at, "index"):
             members.append(str(at.index))
-        elif not members:
-            members.append(str(getattr(at, "local_name", None) or getattr(at, "global_name", "")))
+        elif not _CONTAINERS.intersection(members):
+            root = str(getattr(at, "local_name", None) or getattr(at, "global_name", ""))
+            members += [root] if root and (root != "self" or not members) else []
         at = getattr(at, "base", None)
     return members[::-1]
 

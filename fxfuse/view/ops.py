@@ -169,7 +169,7 @@ def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict
         value = bound[name]
         if isinstance(value, list):
             value = tuple(value)
-        if value is None or (default is not REQUIRED and type(value) is type(default) and value == default):
+        if default is not REQUIRED and (value is None or (type(value) is type(default) and value == default)):
             continue
         out[name] = value
     return out

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from fxfuse.view.leaves import LeafKind
 from fxfuse.view.values import DtypeOf, SymbolicMeta, Value, same_shape, same_size
 
 if TYPE_CHECKING:
@@ -145,14 +146,16 @@ _EXACT = {
 
 
 def _implied_widening(view: View, value: Value) -> Value | None:
-    """``w.float() * h`` where ``h`` is fp32 already: type promotion does the same, exactly, so the cast is dropped."""
+    """``w.float() * h``, with ``w`` a weight and ``h`` in fp32 already: promotion does the same exactly."""
     for name, other in (("input", "other"), ("other", "input")):
         cast, sibling = view.operand(value.args[name]), view.operand(value.args[other])
         if not (isinstance(cast, Value) and isinstance(sibling, Value) and cast.op == "cast"):
             continue
         source = view.operand(cast.args["input"])
-        if sibling.dtype != cast.dtype or not isinstance(source, Value):
+        if sibling.dtype != cast.dtype or not isinstance(source, Value) or source.leaf is None:
             continue
+        if source.leaf.kind not in (LeafKind.PARAMETER, LeafKind.BUFFER):
+            continue  # of an activation the pattern itself may hold the cast
         symbolic = view.symbolic and cast.dtype is torch.float32 and source.dtype is not torch.float32
         if sibling.shape == () or not (symbolic or (source.dtype, cast.dtype) in _EXACT):
             continue
@@ -202,7 +205,7 @@ def pow_minus_half(view: View, value: Value) -> Value | None:
 def reciprocal_of_root(view: View, value: Value) -> Value | None:
     """Last place of fp32 may differ."""
     root = view.operand(value.args["input"])
-    if isinstance(root, Value) and root.op == "sqrt":
+    if isinstance(root, Value) and root.op == "sqrt" and _is_wide(root):
         return value.become("rsqrt", dict(root.args), "1/sqrt(x) = rsqrt(x)", root.nodes)
     return None
 
@@ -212,7 +215,13 @@ def one_over_root(view: View, value: Value) -> Value | None:
     """Last place of fp32 may differ."""
     root = view.operand(value.args["other"])
     plain = "rounding_mode" not in value.args
-    if plain and _is_number(value.args["input"], 1) and isinstance(root, Value) and root.op == "sqrt":
+    if (
+        plain
+        and _is_number(value.args["input"], 1)
+        and isinstance(root, Value)
+        and root.op == "sqrt"
+        and _is_wide(root)
+    ):
         return value.become("rsqrt", dict(root.args), "1/sqrt(x) = rsqrt(x)", root.nodes)
     return None
 
@@ -224,7 +233,7 @@ def divided_by_root(view: View, value: Value) -> Value | None:
     numerator = view.operand(value.args["input"])
     if "rounding_mode" in value.args or not isinstance(numerator, Value):
         return None
-    if not (isinstance(root, Value) and root.op == "sqrt" and root.dtype in (torch.float32, None)):
+    if not (isinstance(root, Value) and root.op == "sqrt" and _is_wide(root)):
         return None
     factor = value.part("rsqrt", dict(root.args), root.meta)
     product = value.become("mul", {"input": numerator, "other": factor}, "x/sqrt(v) = x*rsqrt(v)", root.nodes)
@@ -236,7 +245,7 @@ def divided_by_root(view: View, value: Value) -> Value | None:
 def sum_over_count(view: View, value: Value) -> Value | None:
     """``x.sum(-1, keepdim=True) / n`` is the mean where n is the size of that dimension."""
     total, count = view.operand(value.args["input"]), value.args["other"]
-    if "rounding_mode" in value.args or not (isinstance(total, Value) and total.op == "sum"):
+    if "rounding_mode" in value.args or not (isinstance(total, Value) and total.op == "sum" and _is_wide(total)):
         return None
     source = view.operand(total.args["input"])
     dim = view.dimension(total)
@@ -253,7 +262,7 @@ def sum_over_count(view: View, value: Value) -> Value | None:
 @rule("mul", "silu")
 def times_own_sigmoid(view: View, value: Value) -> Value | None:
     """In low precision the sigmoid is rounded before the product; only fp32 and wider are one function."""
-    if not view.symbolic and value.dtype not in (torch.float32, torch.float64):
+    if not _is_wide(value):
         return None
     for name, other in (("input", "other"), ("other", "input")):
         gate, x = view.operand(value.args[name]), view.operand(value.args[other])
@@ -391,6 +400,11 @@ def rms_norm_function(view: View, value: Value) -> Value | None:
     for made in parts:
         made.owner = out
     return out
+
+
+def _is_wide(value: Value) -> bool:
+    """Whether a further rounding is one of fp32 or finer: lower precisions keep every one where it is written."""
+    return value.dtype in (torch.float32, torch.float64) or isinstance(value.meta, SymbolicMeta)
 
 
 def _is_number(operand: Any, number: float) -> bool:

@@ -32,6 +32,7 @@ class Value:
     ``args`` maps canonical argument names to FX nodes, values or constants (resolve them with ``View.operand``).
     ``node`` is the FX node that carries the result; ``absorbed`` are further nodes that the canonical op stands for
     (``1 / sqrt(v)`` is one ``rsqrt`` that absorbed the ``sqrt``); ``steps`` names the view's rules that led here.
+    ``twins`` are nodes that compute the same again: a model may cast one tensor twice.
     A *virtual* value has no node of its own: it is a part of its ``owner``'s.
     """
 
@@ -44,13 +45,14 @@ class Value:
     leaf: Leaf | None = None
     owner: Value | None = None
     meta: Any = field(default=None, repr=False)
+    twins: list[fx.Node] = field(default_factory=list)
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
         """The FX nodes that this value stands for; empty for an input and for a virtual value."""
         if self.leaf is not None or self.owner is not None:
             return ()
-        return (*self.absorbed, self.node)
+        return (*self.absorbed, self.node, *self.twins)
 
     @property
     def dtype(self) -> Any:

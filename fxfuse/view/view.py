@@ -44,6 +44,7 @@ class View:
         self._examples = examples
         self._leaves = leaves
         self._values: dict[fx.Node, Value] = {}
+        self._casts: dict[tuple[int, Any], Value] = {}
         self.nodes_read = 0
 
     @cached_property
@@ -99,10 +100,21 @@ class View:
             chain.append(below)
         if value.leaf is None and value.known:
             value = self._canonical(value)
+            value = self._first_of_twins(value)
         for seen in chain:
             self._values[seen] = value
         self.nodes_read += len(chain)
         return value
+
+    def _first_of_twins(self, value: Value) -> Value:
+        """The first value that casts this operand to this dtype, where there is one and nothing writes to it."""
+        source = self.operand(value.args["input"]) if value.op == "cast" and not self.symbolic else None
+        if not isinstance(source, Value) or (self.effects.writes and self.effects.is_written(source.node)):
+            return value
+        first = self._casts.setdefault((id(source), value.args["dtype"]), value)
+        if first is not value:
+            first.twins.append(value.node)
+        return first
 
     def operand(self, raw: Any) -> Any:
         """The value of a node, a virtual value as it is, a constant as it is."""
@@ -227,7 +239,7 @@ class View:
         """The value's node and every node that the view sees through to it."""
         if value.owner is not None:
             return []
-        out = [value.node]
+        out = [value.node, *value.twins]
         for node in out:
             out.extend(u for u in node.users if u not in out and self._is_alias(u, value))
         return out

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from end_to_end.tiny import PATTERN, PLACEMENTS, close, recorded
 from torch import Tensor
 
 import fxfuse
-from end_to_end.tiny import PATTERN, PLACEMENTS, close, recorded
 
 transformers = pytest.importorskip("transformers")
 

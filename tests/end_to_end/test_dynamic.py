@@ -10,10 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-import fxfuse
 from end_to_end.tiny import (
     EVERY_PLACEMENT,
     PATTERN,
@@ -29,6 +25,10 @@ from end_to_end.tiny import (
     recorded,
     tiny_llama,
 )
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import fxfuse
 from fxfuse.params.share import groups_of
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ def test_sites_inside_activation_checkpointing(placement: str) -> None:
 @EVERY_PLACEMENT
 @torch.no_grad()
 def test_checkpointing_without_grad(placement: str) -> None:
-    """The body of a higher-order op cannot be given another input; then weights are read as they are, and it is said."""
+    """The body of a higher-order op can be given no other input: then weights are read as they are, with a note."""
     model, x = Checkpointed(), batch()
     with recorded() as reports:
         close(compiled(model, placement)(x), model(x))

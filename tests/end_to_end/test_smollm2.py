@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from end_to_end.tiny import PATTERN, compiled, count, placed, recorded
 
 import fxfuse
-from end_to_end.tiny import PATTERN, compiled, count, placed, recorded
 
 LAYERS = 30
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Iterator[Any]:
+def smollm2() -> Any:
     pytest.importorskip("transformers")
     from fxfuse.demo.load import DemoError, load
 
@@ -24,7 +23,7 @@ def smollm2() -> Iterator[Any]:
     except DemoError as missing:
         pytest.skip(str(missing))
     loaded.model.requires_grad_(False)
-    yield loaded
+    return loaded
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,9 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-import fxfuse
 from end_to_end.tiny import (
     EVERY_PLACEMENT,
     PLACEMENTS,
@@ -26,6 +24,9 @@ from end_to_end.tiny import (
     recorded,
     tiny_llama,
 )
+from torch import Tensor, nn
+
+import fxfuse
 from fxfuse.params.share import groups_of
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -271,7 +272,7 @@ def test_after_restore_every_storage_is_its_own(placement: str) -> None:
     assert fxfuse.restore(model) == 0
     assert groups_of(model) == ()
     spans = ranges(model)
-    assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
     for parameter in model.parameters():
         storage = parameter.untyped_storage()
         assert storage.nbytes() == parameter.numel() * parameter.element_size()

@@ -7,9 +7,6 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-import fxfuse
 from end_to_end.tiny import (
     EVERY_PLACEMENT,
     PLACEMENTS,
@@ -22,6 +19,9 @@ from end_to_end.tiny import (
     placed,
     recorded,
 )
+from torch import Tensor, nn
+
+import fxfuse
 from fxfuse.params.share import groups_of
 
 
@@ -274,3 +274,15 @@ def test_inductor_reads_live_weights_too(placement: str) -> None:
         weights = {f"_orig_mod.{name}": p for name, p in other.named_parameters()}
         close(torch.func.functional_call(fast, weights, (x,)), other(x))
     assert graphs() == 1
+
+
+@pytest.mark.parametrize(("granted", "weights"), [(0.0, "separate"), (0.5, "separate"), (1.0, "copy")])
+@torch.no_grad()
+def test_a_copy_only_within_the_memory_that_was_granted(granted: float, weights: str) -> None:
+    model, x = Tiny(), batch()
+    with recorded() as reports:
+        close(compiled(model, weights="copy", extra_memory=granted)(x), model(x))
+    (report,) = reports
+    size = 2 * model.layers[0].mlp.gate.weight.nbytes
+    assert {(s.weights, s.extra_bytes) for s in report.sites} == {(weights, size if weights == "copy" else 0)}
+    assert all(bool(s.notes) == (weights != "copy") for s in report.sites)

@@ -1,4 +1,4 @@
-"""What the end-to-end tests compile, and how they look at what came of it. The oracle is eager, never Inductor alone."""
+"""What the end-to-end tests compile, and how they look at what came of it. The oracle is eager, never Inductor."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def tiny_llama(layers: int = 2, dtype: torch.dtype = torch.float32, **kwargs: An
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
         vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=None, eos_token_id=None, **kwargs,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=None, eos_token_id=None,
+        **kwargs,
     )  # fmt: skip
     return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 

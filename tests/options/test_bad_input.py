@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from end_to_end.tiny import PATTERN, Tiny, batch, close, graphs
 from torch import Tensor
 
 import fxfuse
-from end_to_end.tiny import PATTERN, Tiny, batch, close, graphs
 
 # Each with what the message must say.
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {

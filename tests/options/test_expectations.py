@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from end_to_end.tiny import PATTERN, Tiny, batch, close, count, recorded
 from torch import Tensor
 
 import fxfuse
-from end_to_end.tiny import PATTERN, Tiny, batch, close, count, recorded
 from fxfuse.testing import assert_fused
 
 pytestmark = pytest.mark.filterwarnings("error:fxfuse")

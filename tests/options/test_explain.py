@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from end_to_end.tiny import PATTERN, Tiny, batch, close, compiled, count, graphs, recorded
 from torch import Tensor, nn
 
 import fxfuse
-from end_to_end.tiny import PATTERN, Tiny, batch, close, compiled, count, graphs, recorded
 from fxfuse.params.share import groups_of
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from end_to_end.tiny import PATTERN, Tiny, batch, close, count, recorded
 
 import fxfuse
-from end_to_end.tiny import PATTERN, Tiny, batch, close, count, recorded
 from fxfuse import backend
 from fxfuse.kernels import registry
 from fxfuse.kernels.gated_mlp import plain
