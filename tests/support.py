@@ -80,7 +80,7 @@ def words(view: View, operand: Any) -> str:
     if not isinstance(operand, Value):
         return repr(operand)
     if operand.leaf is not None:
-        return operand.leaf.path
+        return operand.leaf.path.removeprefix("named.")
     if not operand.known:
         return f"?{operand.op}"
     parts = []
