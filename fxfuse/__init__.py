@@ -13,7 +13,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fxfuse import testing
     from fxfuse.authoring import Dim, Input, Param, Pattern, Scalar, one_of, pattern
-    from fxfuse.backend import Backend, fxfuse, rewrite
+    from fxfuse.backend import Backend, rewrite
+    from fxfuse.backend import fxfuse as fxfuse  # public, but not in __all__: a star import must not hide the package
     from fxfuse.capture import explain
     from fxfuse.errors import CaptureError, ExpectationError, FxfuseError, OptionError, PatternError
     from fxfuse.kernels import kernel
@@ -48,7 +49,6 @@ __all__ = [
     "__version__",
     "cast",
     "explain",
-    "fxfuse",
     "kernel",
     "one_of",
     "pattern",

@@ -107,6 +107,8 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
         fused = _failed(gm, options, error, fused.report.sites)
         compiled = _inner(fused, example_inputs, options)
     fused.report.seconds["inner"] = time.perf_counter() - start
+    if fused.changed:
+        _forget_examples(fused.gm)
     finish(fused.report, options)
     return compiled
 
@@ -156,6 +158,15 @@ def _with_derived(compiled: Compiled, fused: Fused, example_inputs: Sequence[Any
         return compiled(*args, *inputs(args))
 
     return call
+
+
+def _forget_examples(gm: fx.GraphModule) -> None:
+    """Drop what was needed to compile: fake tensors lead to weak references on every parameter of the model."""
+    for module in gm.modules():
+        if isinstance(module, fx.GraphModule) and module is gm:
+            for node in module.graph.nodes:
+                for key in ("example_value", "grapharg", "tensor_dict"):
+                    node.meta.pop(key, None)
 
 
 def _is_real(tensor: Any) -> bool:

@@ -32,8 +32,14 @@ def tag(patterns: Iterable[Pattern]) -> str:
 
 def _root_of(function: Callable[..., Any]) -> str:
     """The folder of the package that a function is defined in, or its file where it is in none."""
-    file = inspect.getsourcefile(inspect.unwrap(function)) or ""
-    package = sys.modules.get(inspect.unwrap(function).__module__.partition(".")[0])
+    inner: Any = inspect.unwrap(getattr(function, "_init_fn", getattr(function, "func", function)))
+    if not inspect.isroutine(inner):
+        inner = type(inner)
+    try:
+        file = inspect.getsourcefile(inner) or ""
+    except TypeError:  # built in, or made at run time
+        file = ""
+    package = sys.modules.get(str(inner.__module__).partition(".")[0])
     locations = list(getattr(package, "__path__", ()))
     return next((p for p in locations if os.path.abspath(file).startswith(os.path.abspath(p))), file)
 
@@ -41,6 +47,8 @@ def _root_of(function: Callable[..., Any]) -> str:
 @functools.cache
 def _hash_tree(root: str) -> str:
     digest = hashlib.sha256()
+    if not os.path.exists(root):  # no source at hand: nothing that could be seen to change
+        return root
     files = [root] if os.path.isfile(root) else sorted(_sources(root))
     for file in files:
         digest.update(os.path.relpath(file, root).encode())

@@ -52,13 +52,18 @@ def explain(
 def capture(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options) -> list[Report]:
     """One report for each graph that Dynamo captures in one eager call of the model."""
     model = getattr(model, "_orig_mod", model)
-    names = {}
+    names: dict[int, list[str]] = {}
     if isinstance(model, torch.nn.Module):
-        names = {id(p): path for path, p in model.named_parameters(remove_duplicate=False)}
+        for path, parameter in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(path)
     reports: list[Report] = []
     failures: list[Exception] = []
+    looked_at: dict[Any, int] = {}
 
     def look(gm: fx.GraphModule, examples: list[Any]) -> Any:
+        place = compat.code_being_compiled()
+        if place is not None:
+            looked_at.setdefault(*place)
         try:
             fused = fuse(gm, examples, options, names=names)
             reports.append(with_graph_number(fused.report, len(reports)))
@@ -66,14 +71,19 @@ def capture(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options:
             failures.append(error)
         return gm.forward
 
-    with _underneath(model), torch.random.fork_rng(devices=_devices()):
-        compat.isolated_compile(model, look)(*args, **kwargs)
+    try:
+        with _underneath(model), torch.random.fork_rng(devices=_devices()), compat.without_recompile_limits():
+            compat.isolated_compile(model, look)(*args, **kwargs)
+    finally:
+        for code, entries in looked_at.items():
+            if entries == 0:  # ours are all that there are, and they count towards the user's recompile limit
+                compat.forget_code(code)
     if failures:
         raise failures[0]
     if not reports:
         raise CaptureError(
-            "Dynamo captured no graph in this call: the model ran in eager only. Common causes: the recompile limit "
-            "was reached, torch.compile is disabled here, or the call does nothing with tensors."
+            "Dynamo captured no graph in this call: the model ran in eager only. Common causes: torch.compile is "
+            "disabled here (torch.compiler.disable, a stance), or the call does nothing with tensors."
         )
     return reports
 

@@ -24,11 +24,13 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "ambient_autocast",
+    "code_being_compiled",
     "compile_fx",
     "constant_source",
     "cpu_multiplies_bf16",
     "detect_fake_mode",
     "dispatch_mode_active",
+    "forget_code",
     "is_fullgraph",
     "is_functorch_wrapped_tensor",
     "isolated_compile",
@@ -39,6 +41,7 @@ __all__ = [
     "statically_known_true",
     "storage_holders",
     "tagged_cache",
+    "without_recompile_limits",
 ]
 
 
@@ -139,6 +142,30 @@ def _arm_has_bf16() -> bool:
             return " bf16" in info.read()
     except OSError:
         return False
+
+
+def code_being_compiled() -> Any:
+    """The code object whose frame Dynamo compiles now, and how many compiled entries it has already; None outside."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        code = InstructionTranslator.current_tx().f_code
+    except (AttributeError, IndexError):
+        return None
+    frames: Any = torch._C._dynamo.eval_frame
+    count = getattr(frames, "_get_total_cache_entry_count", None)  # torch >= 2.13
+    return code, count(code) if count is not None else len(frames._debug_get_cache_entry_list(code))
+
+
+def forget_code(code: Any) -> None:
+    """Drop every compiled entry of a code object."""
+    torch._C._dynamo.eval_frame.reset_code(code)
+
+
+def without_recompile_limits() -> Any:
+    """A context in which Dynamo compiles however many entries a code object has."""
+    config: Any = torch._dynamo.config
+    return config.patch(recompile_limit=1 << 20, accumulated_recompile_limit=1 << 20)
 
 
 def is_fullgraph() -> bool:

@@ -44,6 +44,19 @@ class Plan:
 
 
 @dataclass
+class Body:
+    """The graph inside a higher-order op, held by the module around it as ``attribute``."""
+
+    attribute: str
+    gm: fx.GraphModule
+    plans: list[Plan]
+    bodies: list[Body]
+
+    def all_plans(self) -> list[Plan]:
+        return [*self.plans, *(p for body in self.bodies for p in body.all_plans())]
+
+
+@dataclass
 class Fused:
     """A rewritten copy of a graph. ``derived`` are the inputs it has beyond the captured graph's."""
 
@@ -59,14 +72,14 @@ def fuse(
     examples: Sequence[Any],
     options: Options,
     *,
-    names: Mapping[int, str] | None = None,
+    names: Mapping[int, Sequence[str]] | None = None,
     may_add_inputs: bool = True,
 ) -> Fused:
     """Match ``options.patterns`` in ``gm`` and rewrite a copy of it.
 
     Args:
         examples: the live arguments of this graph, in order (may be empty: then what is a parameter is told by meta).
-        names: ``id`` of a parameter -> its full path, where the caller knows the model.
+        names: ``id`` of a parameter -> its full paths, where the caller knows the model.
         may_add_inputs: whether the caller can feed derived weights to the graph as further arguments.
 
     Raises:
@@ -83,7 +96,7 @@ class _Work:
         gm: fx.GraphModule,
         examples: Sequence[Any],
         options: Options,
-        names: Mapping[int, str],
+        names: Mapping[int, Sequence[str]],
         report: Report,
         may_add_inputs: bool,
     ) -> None:
@@ -93,34 +106,31 @@ class _Work:
         self.names = names
         self.report = report
         self.may_add_inputs = may_add_inputs
+        self.ambient_grad = torch.is_grad_enabled()
 
     def run(self) -> Fused:
         clock = time.perf_counter
         start = clock()
         view = View(self.gm.graph, self.examples)
         plans = self._plans(view, in_body=not self.may_add_inputs)
-        bodies = [(node, *made) for node in self.gm.graph.nodes if (made := self._body(node, view)) is not None]
+        bodies = self._bodies(self.gm, view)
         self.report.seconds["match"] = clock() - start
         start = clock()
-        wanted = any(p.kernel for p in plans) or any(p.kernel for _, _, ps in bodies for p in ps)
+        every = [*plans, *(p for body in bodies for p in body.all_plans())]
+        wanted = any(p.kernel for p in every)
         sites: list[Site] = []
         gm = self.gm
         derived: tuple[Derived, ...] = ()
         if wanted:
             editor = Editor(self.gm)
             sites += self._apply(plans, editor)
-            new_bodies = {}
-            for node, body, body_plans in bodies:
-                inner = Editor(body)
-                sites += self._apply(body_plans, inner)
-                new_bodies[str(node.args[0].target)] = inner.finish({})
+            new_bodies = {body.attribute: self._rewrite_body(body, sites) for body in bodies}
             gm = editor.finish(new_bodies)
             derived = tuple(editor.derived)
         else:
-            sites += [self._site(p, ()) for ps in (plans, *(ps for _, _, ps in bodies)) for p in ps]
+            sites += [self._site(p, ()) for p in every]
         self.report.seconds["rewrite"] = clock() - start
         self.report.sites = tuple(sites)
-        every = [*plans, *(p for _, _, ps in bodies for p in ps)]
         return Fused(gm, self.report, derived, wanted, every)
 
     # --- what to do with each match ---------------------------------------------------------------------------------
@@ -138,22 +148,73 @@ class _Work:
             ):
                 site.reason = Failure("DISABLED", f"outside paths={list(self.options.paths)}", operand=site.seed)
         select(found)
-        return [self._plan(site, in_body) for site in found]
+        return [self._guarded_plan(site, in_body) for site in found]
 
-    def _body(self, node: fx.Node, view: View) -> tuple[fx.GraphModule, list[Plan]] | None:
-        """The plans for the body of a higher-order op, whose inputs are what its operands are."""
-        body = body_of(node)
-        if body is None or len(node.args[0].users) != 1:  # type: ignore[union-attr]
-            return None
-        leaves = []
-        for operand in node.args[1:]:
-            value = view.value(operand) if isinstance(operand, fx.Node) else None
-            leaf = value.leaf if value is not None else None
-            leaves.append(leaf or Leaf(LeafKind.INPUT, str(operand)))
-        holders = sum(n.op == "placeholder" for n in body.graph.nodes)
-        if holders != len(leaves):
-            return None
-        return body, self._plans(View(body.graph, leaves=leaves), in_body=True)
+    def _guarded_plan(self, site: Found, in_body: bool) -> Plan:
+        """The plan, where no requirement of a kernel fails on the way: one faulty kernel may not cost other sites."""
+        try:
+            return self._plan(site, in_body)
+        except OptionError:
+            raise
+        except Exception as error:
+            if self.options.on_error == "raise":
+                raise
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            warnings.warn(f"fxfuse leaves a site as it is (REWRITE_ERROR): {what}", stacklevel=2)
+            return Plan(site, None, "", "", Failure("REWRITE_ERROR", what, operand=site.seed))
+
+    def _bodies(self, gm: fx.GraphModule, view: View) -> list[Body]:
+        """The graphs inside higher-order ops, whose inputs are what the operands are; those inside them, too."""
+        found = []
+        for node in gm.graph.nodes:
+            body = body_of(node)
+            if body is None:
+                found += self._closed_bodies(gm, node)
+                continue
+            if len(node.args[0].users) != 1:
+                continue
+            leaves = []
+            for operand in node.args[1:]:
+                value = view.value(operand) if isinstance(operand, fx.Node) else None
+                leaf = value.leaf if value is not None else None
+                leaves.append(leaf or Leaf(LeafKind.INPUT, str(operand)))
+            if sum(n.op == "placeholder" for n in body.graph.nodes) == len(leaves):
+                inner = View(body.graph, leaves=leaves)
+                plans = self._plans(inner, in_body=True)
+                if view.effects.under_autocast(node):
+                    for plan in plans:
+                        if plan.kernel is not None:
+                            plan.kernel = None
+                            what = "an autocast region of the graph is open at the site"
+                            plan.failure = Failure("REGION", what, operand=plan.found.seed)
+                found.append(Body(str(node.args[0].target), body, plans, self._bodies(body, inner)))
+        return found
+
+    def _closed_bodies(self, gm: fx.GraphModule, node: fx.Node) -> list[Body]:
+        """Bodies that are only looked at: what matches in them is a row with a reason, and stays as it is."""
+        if not isinstance(node.target, torch._ops.HigherOrderOperator):
+            return []
+        found = []
+        for operand in node.all_input_nodes:
+            body = getattr(gm, str(operand.target), None) if operand.op == "get_attr" else None
+            if not isinstance(body, fx.GraphModule):
+                continue
+            holders = sum(n.op == "placeholder" for n in body.graph.nodes)
+            view = View(body.graph, leaves=[Leaf(LeafKind.PARAMETER, "")] * holders)
+            sites = [s for pattern in self.options.patterns for s in find_sites(view, pattern) if s.match is not None]
+            for site in sites:
+                what = f"inside the body of {node.target.name()}, which fxfuse does not open"
+                site.reason = Failure("REGION", what, operand=site.seed)
+            found.append(Body(str(operand.target), body, [self._plan(s, True) for s in sites], []))
+        return found
+
+    def _rewrite_body(self, body: Body, sites: list[Site]) -> fx.GraphModule:
+        if not any(plan.kernel for plan in body.all_plans()):
+            sites += [self._site(plan, ()) for plan in body.all_plans()]
+            return body.gm
+        editor = Editor(body.gm)
+        sites += self._apply(body.plans, editor)
+        return editor.finish({inner.attribute: self._rewrite_body(inner, sites) for inner in body.bodies})
 
     def _plan(self, site: Found, in_body: bool) -> Plan:
         match, pattern = site.match, site.pattern
@@ -164,7 +225,7 @@ class _Work:
             return Plan(
                 site, None, "", "", Failure("DISABLED", f"kernels={{{pattern.name!r}: 'off'}}", operand=match.root)
             )
-        facts = _facts(match)
+        facts = _facts(match, self.ambient_grad)
         placement = self.options.weights_for(pattern.name)
         if wished:
             kernel, why = named(pattern, wished, facts)
@@ -313,21 +374,31 @@ class _Work:
         )
 
     def _modules(self, found: Found) -> tuple[str, ...]:
+        """The modules whose forward made the site, by the paths that the site's own parameters have."""
         stacks = innermost_roots([stack_path(n) for n in found.nodes])
-        return tuple(paths.absolute(module, self._known) for module in stacks)
+        known = self._known
+        if found.match is not None:
+            captured = (v.leaf for v in found.match.captures.values() if isinstance(v, Value) and v.leaf is not None)
+            own = {leaf.path for leaf in captured}
+            positions = {v.leaf.position for v in found.match.captures.values() if isinstance(v, Value) and v.leaf}
+            mine = [pair for position, pair in known.items() if position in positions and pair[0] in own]
+            return tuple(paths.absolute(module, mine or list(known.values())) for module in stacks)
+        return tuple(paths.absolute(module, list(known.values())) for module in stacks)
 
     @cached_property
-    def _known(self) -> list[tuple[str, str]]:
-        """Parameters' paths in this graph, which may be relative, with their full paths in the model."""
-        known = []
-        for node, example in zip(self.gm.graph.find_nodes(op="placeholder"), self.examples, strict=False):
-            path = self.names.get(id(example))
-            if path is not None:
-                known.append((classify(node, 0, example).path, path))
+    def _known(self) -> dict[int, tuple[str, Sequence[str]]]:
+        """Parameters' paths in this graph, which may be relative, with their full paths in the model, by position."""
+        known = {}
+        holders = self.gm.graph.find_nodes(op="placeholder")
+        for position, (node, example) in enumerate(zip(holders, self.examples, strict=False)):
+            full = self.names.get(id(example))
+            if full:
+                known[position] = (classify(node, position, example).path, full)
         return known
 
 
-def _facts(match: Match) -> SiteFacts:
+def _facts(match: Match, ambient_grad: bool) -> SiteFacts:
+    grad = match.view.effects.grad_enabled(match.root.node, ambient_grad)
     inputs = [v for v in match.captures.values() if isinstance(v, Value) and v.shape is not None]
     first = next((v for v in inputs if v.leaf is None or v.leaf.kind is LeafKind.INPUT), inputs[0])
     rows: Any = 1
@@ -348,7 +419,7 @@ def _facts(match: Match) -> SiteFacts:
         symbolic_scalars=frozenset(
             name for name, v in match.captures.items() if is_scalar(captures[name]) and isinstance(v, Value)
         ),
-        needs_grad=torch.is_grad_enabled() and any(getattr(v.meta, "requires_grad", False) for v in inputs),
+        needs_grad=grad and any(getattr(v.meta, "requires_grad", False) for v in inputs),
     )
 
 

@@ -62,5 +62,8 @@ def judge(report: Report, options: Options, *, whole: bool) -> None:
 
 
 def _why(report: Report, name: str) -> str:
-    reasons = [f"{s.code} {s.reason}" for s in report.sites if s.pattern == name and s.code]
-    return f" First reason: {reasons[0]}." if reasons else " No place in the graph looks like it."
+    sites = [s for s in report.sites if s.pattern == name]
+    reasons = [f"{s.code} {s.reason}" for s in sites if s.code]
+    if reasons:
+        return f" First reason: {reasons[0]}."
+    return "" if sites else " No place in the graph looks like it."

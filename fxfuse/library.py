@@ -45,6 +45,11 @@ def defaults() -> tuple[Pattern, ...]:
     return tuple(p for name, p in all_patterns().items() if name.startswith("fxfuse::"))
 
 
+def is_first_of_its_name(pattern: Pattern) -> bool:
+    """Whether a bare name means this pattern: it is the first that a pack has, or no pack has the name."""
+    return next((p for p in all_patterns().values() if p.name == pattern.name), pattern) is pattern
+
+
 def qualified(pattern: Pattern) -> str:
     """``pack::name``, or the bare name of a pattern that belongs to no pack."""
     return next((name for name, p in all_patterns().items() if p is pattern), pattern.name)

@@ -99,6 +99,8 @@ def parse(options: Mapping[str, Any] | None = None, *, mode: str | None = None, 
     for name, wished in out.get("kernels", ()):
         _known_pattern("kernels", name)
         known = [*kernels_for(name), REFERENCE]
+        if "off" in wished and len(wished) > 1:
+            raise OptionError(f"kernels[{name!r}]: 'off' stands alone; given {list(wished)!r}.")
         for kernel in wished:
             if kernel not in known and wished != ("off",):
                 raise OptionError(f"kernels[{name!r}]: " + unknown("kernel", kernel, [*known, "off"]))

@@ -27,16 +27,17 @@ def selected(modules: Sequence[str], globs: Sequence[str]) -> bool:
     return not wanted or any(hits(g, m) for g in wanted for m in modules)
 
 
-def absolute(module: str, known: Sequence[tuple[str, str]]) -> str:
+def absolute(module: str, known: Sequence[tuple[str, Sequence[str]]]) -> str:
     """``module`` with the prefix that its parameters' full paths have and their relative ones lack.
 
     Args:
-        known: pairs of a parameter's path in the graph and its full path in the model.
+        known: a parameter's path in the graph with its full paths in the model (several where it is tied).
     """
     for relative, full in known:
-        if full == relative:
+        if relative in full:
             return module
-        if full.endswith("." + relative):
-            prefix = full[: -len(relative) - 1]
+        longer = sorted((f for f in full if f.endswith("." + relative)), key=len)
+        if longer:
+            prefix = longer[0][: -len(relative) - 1]
             return f"{prefix}.{module}" if module else prefix
     return module

@@ -139,6 +139,13 @@ def trace(function: Callable[..., Any], captures: Mapping[str, Capture], name: s
             f"pattern {name!r} at {_line_of(error)}: a reference function may not branch or loop on a traced value "
             f"({error}); use one_of for alternatives."
         ) from error
+    except PatternError:
+        raise
+    except Exception as error:
+        raise PatternError(
+            f"pattern {name!r} at {_line_of(error)}: {type(error).__name__}: {error}. A reference function may only "
+            f"compute with its captures: no tensor constants, no numbers or lengths of traced values."
+        ) from error
     finally:
         _TRACING.reset(token)
     if not isinstance(result, fx.Proxy):

@@ -11,12 +11,13 @@ import functools
 import importlib
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fxfuse import library
 from fxfuse.errors import PatternError, unknown
 
 if TYPE_CHECKING:
@@ -103,11 +104,19 @@ class Kernel:
     backward: str | None = None
     default: bool = False
     takes: tuple[str, ...] | None = None
+    owner: Pattern | None = field(default=None, compare=False)
+
+    def implements(self, pattern: Pattern) -> bool:
+        """Whether this kernel is for that very pattern, and not for another of the same name."""
+        return self.owner is pattern if self.owner is not None else library.is_first_of_its_name(pattern)
 
     @functools.cached_property
     def parameters(self) -> tuple[str, ...]:
         """The operands that the function takes, by name."""
-        return self.takes if self.takes is not None else tuple(inspect.signature(self.function).parameters)
+        if self.takes is not None:
+            return self.takes
+        function = getattr(self.function, "_init_fn", self.function)  # what torch.library.custom_op wraps
+        return tuple(inspect.signature(function).parameters)
 
     def unmet(self, facts: SiteFacts, *, guard: bool = False) -> str | None:
         """Why this kernel cannot serve a site, or None."""
@@ -161,6 +170,7 @@ def kernel(
         PatternError: a second kernel of that name for the pattern, or a parameter that the pattern does not have.
     """
     pattern_name = pattern if isinstance(pattern, str) else pattern.name
+    _check_declaration(name, device, capability, dtypes, variants, rows, when, derive)
     interval = None
     if capability is not None:
         interval = capability if isinstance(capability[0], tuple) else (capability, (99, 9))
@@ -176,13 +186,15 @@ def kernel(
         raise PatternError(f"kernel {name!r}: backward is None or 'autograd'; given {backward!r}.")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        made = Kernel(pattern_name, name, function, requires, tuple((derive or {}).items()), backward, default)
+        owner = None if isinstance(pattern, str) else pattern
+        derived = tuple((derive or {}).items())
+        made = Kernel(pattern_name, name, function, requires, derived, backward, default, owner=owner)
         with _LOCK:
             known = _REGISTRY.setdefault(pattern_name, {})
             if name == REFERENCE:
                 raise PatternError(f"kernel {name!r}: every pattern has one of this name, its reference; take another.")
             if name in known:
-                where = inspect.unwrap(known[name].function).__module__
+                where = getattr(known[name].function, "__module__", "an object")
                 raise PatternError(f"pattern {pattern_name!r} already has a kernel {name!r}, from {where}.")
             if not isinstance(pattern, str):
                 check_signature(made, pattern)
@@ -190,6 +202,38 @@ def kernel(
         return function
 
     return register
+
+
+def _check_declaration(
+    name: Any, device: Any, capability: Any, dtypes: Any, variants: Any, rows: Any, when: Any, derive: Any
+) -> None:
+    """Raise PatternError for a requirement of the wrong form, where it is declared."""
+
+    def pair(value: Any, kind: Any) -> bool:
+        return isinstance(value, tuple) and len(value) == 2 and all(kind(v) for v in value)
+
+    def number(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    def strings(value: Any) -> bool:
+        return isinstance(value, Collection) and all(isinstance(v, str) for v in value)
+
+    names = isinstance(device, str) or device is None or strings(device)
+    types = dtypes is None or (isinstance(dtypes, Collection) and all(isinstance(d, torch.dtype) for d in dtypes))
+    version = capability is None or pair(capability, number) or pair(capability, lambda v: pair(v, number))
+    labels = not variants or (isinstance(variants, Mapping) and all(strings(v) for v in variants.values()))
+    for holds, key, wanted, given in (
+        (isinstance(name, str) and name != "", "name", "a string", name),
+        (names, "device", "a device type or several, such as 'cuda'", device),
+        (version, "capability", "(major, minor), or an interval of two of these", capability),
+        (types, "dtypes", "a tuple of torch.dtype", dtypes),
+        (labels, "variants", "a dict of one_of name to a set of labels", variants),
+        (rows is None or (pair(rows, number) and 0 <= rows[0] <= rows[1]), "rows", "(least, greatest)", rows),
+        (when is None or callable(when), "when", "a function of the site's facts", when),
+        (not derive or isinstance(derive, Mapping), "derive", "a dict of operand name to transform", derive),
+    ):
+        if not holds:
+            raise PatternError(f"kernel {name!r}: {key} is {wanted}; given {given!r}.")
 
 
 def check_signature(made: Kernel, pattern: Pattern) -> None:
@@ -234,7 +278,8 @@ def reference(pattern: Pattern) -> Kernel:
 
 def candidates(pattern: Pattern, facts: SiteFacts, *, guard: bool = False) -> list[tuple[Kernel, str | None]]:
     """Every kernel of the pattern, narrowest first, with why it cannot serve the site (None: it can)."""
-    known = sorted(kernels_for(pattern.name).values(), key=lambda k: (k.requires.width, k.name))
+    own = [k for k in kernels_for(pattern.name).values() if k.implements(pattern)]
+    known = sorted(own, key=lambda k: (k.requires.width, k.name))
     for made in known:
         check_signature(made, pattern)
     return [(made, made.unmet(facts, guard=guard)) for made in known]
@@ -263,6 +308,9 @@ def named(pattern: Pattern, names: Sequence[str], facts: SiteFacts) -> tuple[Ker
     known = {**kernels_for(pattern.name), REFERENCE: reference(pattern)}
     refused = []
     for name in names:
+        if not known[name].implements(pattern) and name != REFERENCE:
+            refused.append(f"kernel {name!r} is for another pattern of this name")
+            continue
         check_signature(known[name], pattern)
         problem = known[name].unmet(facts, guard=True)
         if problem is None:

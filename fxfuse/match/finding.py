@@ -44,7 +44,10 @@ def find_sites(view: View, pattern: Pattern, *, limit: int = STEP_LIMIT) -> list
     """All sites of ``pattern``, in graph order. At most one per seed value; sites of one root are one site."""
     sites: list[Found] = []
     roots: set[int] = set()
-    for seed in _seed_values(view, pattern):
+    seeds = _seed_values(view, pattern, pattern.seeds)
+    if not seeds:
+        return _from_other_ops(view, pattern)
+    for seed in seeds:
         search = Search(view, pattern, gate, limit)
         match = search.run(seed)
         if match is not None:
@@ -53,31 +56,43 @@ def find_sites(view: View, pattern: Pattern, *, limit: int = STEP_LIMIT) -> list
                 size = _operations(pattern, match.variant)
                 sites.append(Found(pattern, seed, match, None, match.nodes, match.variant, size, size))
         else:
-            sites.append(_near_miss(view, pattern, seed, search))
+            sites.append(_near_miss(view, pattern, seed, search, pattern.seeds))
     return sites
 
 
-def _seed_values(view: View, pattern: Pattern) -> list[Value]:
-    found = {id(v): v for op in dict.fromkeys(t.op for t in pattern.seeds) for v in view.find(op)}
+def _from_other_ops(view: View, pattern: Pattern) -> list[Found]:
+    """Where a graph has none of the seeds, and so no match: the places that come nearest, around any rare op."""
+    terms = tuple(t for t in pattern.terms.order if isinstance(t, OpTerm) and t.distinctive)
+    places = [_near_miss(view, pattern, value, None, terms) for value in _seed_values(view, pattern, terms)]
+    best = max((p.matched for p in places), default=0)
+    return [p for p in places if p.matched == best and p.reason is not None]
+
+
+def _seed_values(view: View, pattern: Pattern, terms: tuple[OpTerm, ...]) -> list[Value]:
+    found = {id(v): v for op in dict.fromkeys(t.op for t in terms) for v in view.find(op)}
     order = view.effects.order
     return sorted(found.values(), key=lambda v: order[v.node])
 
 
-def _near_miss(view: View, pattern: Pattern, seed: Value, search: Search) -> Found:
+def _near_miss(view: View, pattern: Pattern, seed: Value, search: Search | None, terms: tuple[OpTerm, ...]) -> Found:
     probe = Probe(view, pattern)
-    fits = [probe.around(t, seed) for t in pattern.seeds if t.op == seed.op]
+    fits = [probe.around(t, seed) for t in terms if t.op == seed.op]
     fit = max(fits, key=lambda f: f.rank)
     choices = dict(fit.choices)
-    failures = search.failures
-    if not fit.holes and failures and failures[0].code in _STRUCTURE:
+    failures = search.failures if search is not None else []
+    reached = search.progress if search is not None else 0
+    if search is not None and not fit.holes and failures and failures[0].code in _STRUCTURE:
         # Every operation is there, so what stands in the way is what one of them reads.
         other = [f for f in search.farthest.values() if f.code not in _STRUCTURE]
         failures = [*sorted(other, key=lambda f: -f.progress), *failures]
-    if failures and (search.progress >= fit.matched or not fit.holes or failures[0].code == "STEP_LIMIT"):
+    if failures and (reached >= fit.matched or not fit.holes or failures[0].code == "STEP_LIMIT"):
         first = failures[0]
         choices.update(first.variant)
         also = tuple(failures[1:])
         matched = max(first.progress, fit.matched)
+    elif not fit.holes:
+        what = f"one of {', '.join(dict.fromkeys(t.op for t in pattern.seeds))}"
+        first, also, matched = Failure("OP", what, "none in the graph", operand=seed), (), fit.matched
     else:
         first, also, matched = fit.holes[0], (*fit.holes[1:], *failures[:1]), fit.matched
     reason = Failure(

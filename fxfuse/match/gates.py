@@ -24,10 +24,15 @@ def gate(match: Match) -> Failure | None:
 
 def _constraints(match: Match) -> Failure | None:
     for constraint in match.pattern.constraints:
+        name = getattr(constraint, "__name__", "a constraint")
         try:
-            constraint(match)
+            if constraint(match) is False:
+                return Failure("CONSTRAINT", f"{name} does not hold", operand=match.root)
         except ConstraintFailed as failed:
             return Failure("CONSTRAINT", str(failed), operand=failed.at if isinstance(failed.at, Value) else match.root)
+        except Exception as error:  # somebody else's code: one faulty constraint may not cost the other sites
+            what = f"{name} failed: {type(error).__name__}: {error}"
+            return Failure("CONSTRAINT", what, operand=match.root)
     return None
 
 

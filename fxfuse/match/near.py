@@ -70,7 +70,7 @@ class Probe:
                 if parent.op == "cast":
                     term = parent
                     continue
-                others = self.view.readers(at)
+                others = self.view.users(at)
                 found: Any = others[0] if others else "no reader but the graph's output"
                 fit.holes.append(Failure("OP", parent.op, found, parent, others[0] if others else at))
                 return fit

@@ -357,7 +357,7 @@ class Search:
             yield from self.climb(parent)
             self.bound.pop(parent, None)
             self._drop_dtype(parent)
-        readers = self.view.readers(value)
+        readers = self.view.users(value)
         for reader in readers:
             if reader.op != parent.op or not reader.known:
                 self.fail("OP", parent, reader, parent.op, reader)

@@ -111,6 +111,8 @@ class Editor:
                 f"kernel {kernel.name!r} gives {new.dtype} {tuple(new.shape)} on {new.device}; "
                 f"the site gives {old.dtype} {tuple(old.shape)} on {old.device}"
             )
+        if _layout(new) != _layout(old):
+            raise RewriteError(f"kernel {kernel.name!r} gives strides {new.stride()}; the site gives {old.stride()}")
 
     def _undo(self, before: set[int]) -> None:
         for node in reversed(list(self.graph.nodes)):
@@ -129,6 +131,14 @@ class Editor:
 def _meta(node: fx.Node) -> Any:
     value = node.meta.get("example_value", node.meta.get("val"))
     return value if isinstance(value, torch.Tensor) else None
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """The strides that matter: of sizes other than one. None where sizes are symbolic."""
+    pairs = list(zip(tensor.shape, tensor.stride(), strict=True))
+    if not all(isinstance(size, int) and isinstance(stride, int) for size, stride in pairs):
+        return None
+    return tuple(stride for size, stride in pairs if size != 1) if tensor.numel() else ()
 
 
 def _mode_of(values: Any) -> Any:

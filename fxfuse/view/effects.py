@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxfuse.compat import FakeTensor
 from fxfuse.view.ops import OpSpec, is_transpose_attribute, spec_of
 
 _INPLACE_OPERATORS = {
@@ -24,6 +23,8 @@ _INPLACE_OPERATORS = {
     operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift,
     operator.irshift, operator.setitem, operator.delitem,
 }  # fmt: skip
+_KNOWN_MODULES = {"torch", "_operator", "operator", "math", "builtins", "fxfuse"}
+"""Whose functions write only what their names and flags say; any other module's may write all that they are given."""
 _NOT_A_WRITE = {"requires_grad_"}
 _PURE_BODIES = {"tag_activation_checkpoint", "wrap", "wrap_activation_checkpoint"}
 _GRAD_SWITCHES = {"_set_grad_enabled", "_enter_inference_mode", "_exit_inference_mode", "_set_fwd_grad_enabled"}
@@ -58,6 +59,22 @@ class Effects:
             if node.op == "call_function" and _name(node) in _GRAD_SWITCHES | _AUTOCAST_SWITCHES
         ]
 
+    def grad_enabled(self, node: fx.Node, ambient: bool) -> bool:
+        """Whether grad mode is on at this node, where it is ``ambient`` on entry to the graph."""
+        enabled, outer = ambient, []
+        for i, switch in self.switches:
+            if i > self.order[node]:
+                break
+            name = _name(switch)
+            if name == "_set_grad_enabled":
+                enabled = bool(switch.args[0])
+            elif name == "_enter_inference_mode":
+                outer.append(enabled)
+                enabled = enabled and not (switch.args and switch.args[0])
+            elif name == "_exit_inference_mode" and outer:
+                enabled = outer.pop()
+        return enabled
+
     def under_autocast(self, node: fx.Node) -> bool:
         """Whether an autocast region that the graph itself enters is open at this node."""
         depth = 0
@@ -83,6 +100,10 @@ class Effects:
                 source = node.args[0] if node.args else None
                 if isinstance(source, fx.Node) and root(source) is not root(node):
                     parent[root(node)] = root(source)
+            elif spec is None and "example_value" not in node.meta and "val" not in node.meta:
+                for source in _may_be_aliased(node):  # without metadata an unknown op may alias anything that it reads
+                    if root(source) is not root(node):
+                        parent[root(node)] = root(source)
             for key in _storages(node):
                 first = by_storage.setdefault(key, node)
                 if root(first) is not root(node):
@@ -120,6 +141,14 @@ class Effects:
         return bool(self.writes) and self.family(node) in self._written_families
 
 
+def _may_be_aliased(node: fx.Node) -> list[fx.Node]:
+    """The operands that the result of an unknown op may share storage with."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        arguments = zip(node.target._schema.arguments, node.args, strict=False)
+        return list(_nodes_in([value for argument, value in arguments if argument.alias_info is not None]))
+    return node.all_input_nodes
+
+
 @functools.cache
 def _inplace_position(target: Any) -> int | None:
     """Where a function that the table does not know takes ``inplace``, or None."""
@@ -144,6 +173,7 @@ def written_by(node: fx.Node) -> Iterator[fx.Node]:
             yield node.args[0]
         return
     if node.op == "call_module":
+        yield from _written_by_module(node)
         return
     if node.op != "call_function":
         return
@@ -165,6 +195,7 @@ def written_by(node: fx.Node) -> Iterator[fx.Node]:
     out = node.kwargs.get("out")
     if out is not None:
         yield from _nodes_in(out)
+    yield from _written_by_name(node)
     name = _name(node)
     spec = spec_of(node)
     if node.kwargs.get("inplace") or _given_inplace(node, spec):
@@ -173,8 +204,31 @@ def written_by(node: fx.Node) -> Iterator[fx.Node]:
         module = str(getattr(target, "__module__", None) or "torch")
         if name.endswith("_") and not name.endswith("__"):
             yield from _nodes_in(node.args[:1])
-        elif not module.startswith(("torch", "_operator", "operator", "math", "builtins", "fxfuse")):
+        elif module.partition(".")[0] not in _KNOWN_MODULES:
             yield from _nodes_in((node.args, tuple(node.kwargs.values())))
+
+
+def _written_by_module(node: fx.Node) -> Iterator[fx.Node]:
+    """A module of torch writes its input where it says ``inplace``; any other may write all that it is given."""
+    owner = node.graph.owning_module
+    module = owner.get_submodule(str(node.target)) if owner is not None else None
+    if module is None or not type(module).__module__.startswith("torch.nn."):
+        yield from _nodes_in((node.args, node.kwargs))
+    elif getattr(module, "inplace", False):
+        yield from _nodes_in(node.args[:1])
+
+
+def _written_by_name(node: fx.Node) -> Iterator[fx.Node]:
+    """What functions write that say so neither by name nor by flag."""
+    name = _name(node)
+    if name in {"embedding", "embedding_bag"}:
+        max_norm = node.kwargs.get("max_norm", node.args[3] if len(node.args) > 3 else None)
+        if max_norm is not None:
+            yield from _nodes_in(node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None))
+    elif name in {"batch_norm", "instance_norm", "native_batch_norm"}:
+        running = [node.kwargs.get("running_mean"), node.kwargs.get("running_var")]
+        positions = (3, 4) if name == "native_batch_norm" or str(node.target).startswith("<built-in") else (1, 2)
+        yield from _nodes_in((running, [a for i, a in enumerate(node.args) if i in positions]))
 
 
 def _given_inplace(node: fx.Node, spec: OpSpec | None) -> bool:
@@ -235,8 +289,11 @@ def _nodes_in(operand: Any) -> Iterator[fx.Node]:
 def _storages(node: fx.Node) -> Iterator[int]:
     value = node.meta.get("example_value", node.meta.get("val"))
     for tensor in value if isinstance(value, tuple | list) else (value,):
-        if isinstance(tensor, FakeTensor) and tensor.layout is torch.strided:
-            yield tensor.untyped_storage()._cdata
+        if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
+            try:
+                yield tensor.untyped_storage()._cdata
+            except (NotImplementedError, RuntimeError):  # a wrapper without storage of its own
+                continue
 
 
 def _name(node: fx.Node) -> str:

@@ -113,8 +113,8 @@ _op("split", "input size dim=0", (torch.split, torch.functional.split, aten.spli
 _op("getitem", "input index", (operator.getitem,), alias=True)
 _op("narrow", "input dim start length", (torch.narrow,), "narrow", alias=True)
 _op("part", "input dim index of", (), alias=True)
-_op("dropout", "input p=0.5 training=True inplace=False", (F.dropout,))
-_op("dropout", "input p train", (torch.dropout,))
+_op("dropout", "input p=0.5 training=True inplace=False", (F.dropout,), alias=True)  # itself, where inactive
+_op("dropout", "input p train", (torch.dropout,), alias=True)
 _op("rms_norm", "input normalized_shape weight=None eps=None", (F.rms_norm, torch.rms_norm), distinctive=True)
 _op("layer_norm", "input normalized_shape weight=None bias=None eps=1e-5", (F.layer_norm,), distinctive=True)
 _op("alias", "input", (aten.alias.default,), alias=True)

@@ -29,6 +29,10 @@ ORIGINS: dict[str, set[str]] = {"cast": {"to"}}
 """Which table ops can turn into an op: ``silu`` may come from a ``mul``."""
 
 
+WITHOUT_METADATA = {"contiguous", "clone", "alias", "dropout"}
+"""Ops that a pattern is seen through at, too: their rules need neither shape nor dtype."""
+
+
 def see_through(*ops: str) -> Callable[[SeeThrough], SeeThrough]:
     def register(rule: SeeThrough) -> SeeThrough:
         for op in ops:
@@ -373,10 +377,18 @@ def _slice_of_last(value: Value, source: Value, index: Any) -> Value | None:
 
 @rule("rms_norm", "mul", parts=("cast", "square", "mean", "add", "rsqrt"))
 def rms_norm_function(view: View, value: Value) -> Value | None:
-    """``F.rms_norm`` computes in fp32, scales, then casts once: the *late* order. Without eps it stays opaque."""
+    """``F.rms_norm`` computes in fp32, scales, then casts once: the *late* order.
+
+    Without eps it takes that of fp32, whatever the input's dtype (checked on CPU; elsewhere such a norm of a lower
+    precision stays opaque).
+    """
     x, weight, eps = view.operand(value.args["input"]), value.args.get("weight"), value.args.get("eps")
     shape = value.args["normalized_shape"]
-    if not isinstance(x, Value) or eps is None or weight is None or len(shape) != 1 or view.symbolic:
+    if not isinstance(x, Value) or weight is None or len(shape) != 1 or view.symbolic:
+        return None
+    if eps is None and (x.dtype is torch.float32 or (x.device is not None and x.device.type == "cpu")):
+        eps = torch.finfo(torch.float32).eps
+    if eps is None:
         return None
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or x.shape is None:
         return None

@@ -87,6 +87,24 @@ class View:
         known = self._values.get(node)
         if known is not None:
             return known
+        # Rules look at operands of operands; in a long chain of additions that would be a deep recursion.
+        pending = [node]
+        while pending:
+            at = pending[-1]
+            below = [n for n in at.all_input_nodes if n not in self._values and self._has_rules(n)]
+            if below and len(pending) < len(self.effects.order):
+                pending += below
+                continue
+            pending.pop()
+            if at not in self._values:
+                self._settle(at)
+        return self._values[node]
+
+    def _has_rules(self, node: fx.Node) -> bool:
+        spec = ops.spec_of(node)
+        return spec is not None and (spec.name in rules.RULES or spec.name in rules.SEE_THROUGH or spec.name == "to")
+
+    def _settle(self, node: fx.Node) -> None:
         chain = [node]
         while True:
             value = self._raw(chain[-1])
@@ -104,7 +122,6 @@ class View:
         for seen in chain:
             self._values[seen] = value
         self.nodes_read += len(chain)
-        return value
 
     def _first_of_twins(self, value: Value) -> Value:
         """The first value that casts this operand to this dtype, where there is one and nothing writes to it."""
@@ -183,7 +200,9 @@ class View:
         return Value("input", {}, node, leaf=leaf, meta=self.meta(node))
 
     def _seen_through(self, value: Value) -> fx.Node | None:
-        if value.leaf is not None or not value.known or self.symbolic:
+        if value.leaf is not None or not value.known:
+            return None
+        if self.symbolic and value.op not in rules.WITHOUT_METADATA:
             return None
         for rule in rules.SEE_THROUGH.get(value.op, ()):
             if rule(self, value):
@@ -262,6 +281,12 @@ class View:
                             found.setdefault(id(reader), reader)
         order = self.effects.order
         return sorted(found.values(), key=lambda v: order[v.node])
+
+    def users(self, value: Value) -> list[Value]:
+        """What reads this value, for a reader's eyes: also ops that the view does not know."""
+        known = self.readers(value)
+        users = (user for node in self.aliases(value) for user in node.users if user.op != "output")
+        return known or [v for v in map(self.value, users) if v is not value]
 
     def _reads(self, reader: Value, value: Value) -> bool:
         return any(self.operand(raw) is value for raw in reader.args.values())

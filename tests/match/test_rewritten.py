@@ -227,9 +227,17 @@ def test_modules_of_torch() -> None:
     assert {"norm", "gate_proj", "up_proj", "down_proj"} <= set(site.modules) | {""} or site.modules == ("",)
 
 
-def test_rms_norm_without_eps_is_left_with_a_reason() -> None:
-    """Its eps depends on the dtype; it is not guessed."""
-    site = sole(compiled(Modules(None).eval(), rows()).sites)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rms_norm_without_eps_takes_that_of_fp32(dtype: torch.dtype) -> None:
+    """Of a small input, so that another eps would show; ``compiled`` compares with eager."""
+    small = rows(dtype=dtype) * 1e-3
+    site = sole(compiled(Modules(None).eval().to(dtype), small).sites)
+    assert (site.outcome, site.variant["norm"]) == ("rewritten", "early" if dtype is torch.float32 else "late")
+
+
+def test_rms_norm_without_eps_in_float64_is_left_alone() -> None:
+    """There eps would be that of float64, and the norm is not computed in fp32."""
+    site = sole(compiled(Modules(None).eval().double(), rows(dtype=torch.float64)).sites)
     assert (site.outcome, site.code) == ("missed", "OP")
 
 
