@@ -25,6 +25,7 @@ __all__ = [
     "FakeTensorMode",
     "ambient_autocast",
     "code_being_compiled",
+    "compile_cache_in",
     "compile_fx",
     "constant_source",
     "cpu_multiplies_bf16",
@@ -69,6 +70,24 @@ def compile_fx(
 
     compiled: Any = inductor(gm, list(example_inputs), config_patches=config_patches or None)
     return compiled
+
+
+@contextlib.contextmanager
+def compile_cache_in(folder: str) -> Iterator[None]:
+    """For the time of a compile, Inductor's caches are those in ``folder`` and none that this process holds."""
+    from torch._inductor.utils import clear_caches
+
+    saved = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    clear_caches()
+    try:
+        yield
+    finally:
+        if saved is None:
+            os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
+        else:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = saved
+        clear_caches()
 
 
 def mode_options(mode: str, dynamic: bool | None = None) -> dict[str, Any]:
