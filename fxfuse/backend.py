@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import fx
 
 from fxfuse import caching, compat
 from fxfuse.engine import Fused, fuse
-from fxfuse.errors import ExpectationError, OptionError, readable
+from fxfuse.errors import ExpectationError, OptionError, readable, warn_once
 from fxfuse.expectations import judge, unmet
 from fxfuse.options import Options, parse
 from fxfuse.params import DerivedInputs
@@ -128,7 +127,7 @@ def finish(report: Report, options: Options) -> None:
     except OSError as error:
         if options.on_error == "raise":
             raise
-        _warn_once(f"fxfuse cannot write its report to {folder!r}: {error}")
+        warn_once(f"fxfuse cannot write its report to {folder!r}: {error}")
 
 
 def _inner(fused: Fused, example_inputs: Sequence[Any], options: Options) -> Compiled:
@@ -181,19 +180,10 @@ def _note_on(report: Report) -> Callable[[str], None]:
     return note
 
 
-_WARNED: set[str] = set()
-
-
-def _warn_once(sentence: str) -> None:
-    if sentence not in _WARNED:
-        _WARNED.add(sentence)
-        warnings.warn(sentence, stacklevel=3)
-
-
 def _failed(gm: fx.GraphModule, options: Options, error: Exception, sites: Sequence[Site] = ()) -> Fused:
     """The original graph, with a report that says why; one warning for each kind of failure."""
     what = f"{type(error).__name__}: {error}".splitlines()[0]
-    _warn_once(f"fxfuse failed and compiles the original graph (REWRITE_ERROR): {what}")
+    warn_once(f"fxfuse failed and compiles the original graph (REWRITE_ERROR): {what}")
     detail = ReasonRecord("REWRITE_ERROR", what)
     lost = [s for s in sites if s.outcome == "rewritten"] or [
         Site(p.name, {}, (), "missed") for p in options.patterns

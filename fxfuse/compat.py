@@ -32,6 +32,7 @@ __all__ = [
     "detect_fake_mode",
     "dispatch_mode_active",
     "forget_code",
+    "inductor_options",
     "is_fullgraph",
     "is_functorch_wrapped_tensor",
     "isolated_compile",
@@ -95,6 +96,14 @@ def mode_options(mode: str, dynamic: bool | None = None) -> dict[str, Any]:
     from torch._inductor import list_mode_options
 
     return dict(list_mode_options(mode, dynamic))
+
+
+def inductor_options() -> frozenset[str]:
+    """The names of Inductor's options."""
+    import torch._inductor.config as config
+
+    options: Any = config
+    return frozenset(options.shallow_copy_dict())
 
 
 def mode_names() -> tuple[str, ...]:

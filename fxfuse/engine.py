@@ -6,7 +6,6 @@ match -> select -> choose a kernel and a placement -> rewrite. It compiles nothi
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +17,7 @@ from torch import fx
 from fxfuse import paths
 from fxfuse.authoring.captures import is_scalar
 from fxfuse.describe import reason_record
-from fxfuse.errors import OptionError
+from fxfuse.errors import OptionError, warn_once
 from fxfuse.kernels import Kernel, SiteFacts, choose, named, reference
 from fxfuse.match import Failure, Found, Match, find_sites, select
 from fxfuse.options import Options
@@ -160,7 +159,7 @@ class _Work:
             if self.options.on_error == "raise":
                 raise
             what = f"{type(error).__name__}: {error}".splitlines()[0]
-            warnings.warn(f"fxfuse leaves a site as it is (REWRITE_ERROR): {what}", stacklevel=2)
+            warn_once(f"fxfuse leaves a site as it is (REWRITE_ERROR): {what}")
             return Plan(site, None, "", "", Failure("REWRITE_ERROR", what, operand=site.seed))
 
     def _bodies(self, gm: fx.GraphModule, view: View) -> list[Body]:
@@ -190,7 +189,7 @@ class _Work:
                 found.append(Body(str(node.args[0].target), body, plans, self._bodies(body, inner)))
         return found
 
-    def _closed_bodies(self, gm: fx.GraphModule, node: fx.Node) -> list[Body]:
+    def _closed_bodies(self, gm: fx.GraphModule, node: fx.Node, outer: str = "") -> list[Body]:
         """Bodies that are only looked at: what matches in them is a row with a reason, and stays as it is."""
         if not isinstance(node.target, torch._ops.HigherOrderOperator):
             return []
@@ -203,9 +202,11 @@ class _Work:
             view = View(body.graph, leaves=[Leaf(LeafKind.PARAMETER, "")] * holders)
             sites = [s for pattern in self.options.patterns for s in find_sites(view, pattern) if s.match is not None]
             for site in sites:
-                what = f"inside the body of {node.target.name()}, which fxfuse does not open"
+                what = f"inside the body of {outer or node.target.name()}, which fxfuse does not open"
                 site.reason = Failure("REGION", what, operand=site.seed)
-            found.append(Body(str(operand.target), body, [self._plan(s, True) for s in sites], []))
+            name = outer or node.target.name()
+            inner = [b for n in body.graph.nodes for b in self._closed_bodies(body, n, name)]
+            found.append(Body(str(operand.target), body, [self._plan(s, True) for s in sites], inner))
         return found
 
     def _rewrite_body(self, body: Body, sites: list[Site]) -> fx.GraphModule:
@@ -328,7 +329,7 @@ class _Work:
                 if self.options.on_error == "raise":
                     raise
                 what = f"{type(error).__name__}: {error}".splitlines()[0]
-                warnings.warn(f"fxfuse leaves a site as it is (REWRITE_ERROR): {what}", stacklevel=2)
+                warn_once(f"fxfuse leaves a site as it is (REWRITE_ERROR): {what}")
                 plan.failure = Failure("REWRITE_ERROR", what, operand=plan.found.match.root)
                 plan.kernel = None
                 sites.append(self._site(plan, ()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -50,6 +51,16 @@ def readable(error: OptionError) -> OptionError:
     made: OptionError = _shortened(type(error))(str(error))  # type: ignore[arg-type]  # a class hashes
     made.__cause__ = error.__cause__
     return made
+
+
+_WARNED: set[str] = set()
+
+
+def warn_once(sentence: str) -> None:
+    """Warn, unless this process was told the same before."""
+    if sentence not in _WARNED:
+        _WARNED.add(sentence)
+        warnings.warn(sentence, stacklevel=3)
 
 
 def unknown(kind: str, given: object, valid: Iterable[object]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from fxfuse import library
 from fxfuse.authoring import Pattern
-from fxfuse.compat import mode_names
+from fxfuse.compat import inductor_options, mode_names
 from fxfuse.errors import OptionError, unknown
 from fxfuse.kernels import REFERENCE, kernels_for
 
@@ -227,6 +228,10 @@ def _fraction(key: str, value: Any) -> float:
 def _inner_options(key: str, value: Any) -> tuple[tuple[str, Any], ...]:
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
         raise OptionError(f"{key} is a dict of Inductor options; given {value!r}.")
+    for name in value:
+        if name.replace("-", "_") not in inductor_options():
+            near = difflib.get_close_matches(name, inductor_options(), n=5, cutoff=0.3)
+            raise OptionError(f"{key}: " + unknown("Inductor option, of several hundred,", name, near))
     return tuple(sorted(value.items()))
 
 

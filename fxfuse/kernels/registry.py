@@ -132,7 +132,7 @@ class Kernel:
         return self.requires.unmet(facts, guard=guard)
 
 
-_REGISTRY: dict[str, dict[str, Kernel]] = {}
+_REGISTRY: dict[str, list[Kernel]] = {}
 _LOCK = threading.Lock()
 _OWN = ("fxfuse.kernels.gated_mlp",)
 
@@ -189,16 +189,17 @@ def kernel(
         owner = None if isinstance(pattern, str) else pattern
         derived = tuple((derive or {}).items())
         made = Kernel(pattern_name, name, function, requires, derived, backward, default, owner=owner)
+        if name == REFERENCE:
+            raise PatternError(f"kernel {name!r}: every pattern has one of this name, its reference; take another.")
+        if owner is not None:
+            check_signature(made, owner)
         with _LOCK:
-            known = _REGISTRY.setdefault(pattern_name, {})
-            if name == REFERENCE:
-                raise PatternError(f"kernel {name!r}: every pattern has one of this name, its reference; take another.")
-            if name in known:
-                where = getattr(known[name].function, "__module__", "an object")
+            known = _REGISTRY.setdefault(pattern_name, [])
+            same = next((k for k in known if k.name == name and k.owner is owner), None)
+            if same is not None:
+                where = getattr(same.function, "__module__", "an object")
                 raise PatternError(f"pattern {pattern_name!r} already has a kernel {name!r}, from {where}.")
-            if not isinstance(pattern, str):
-                check_signature(made, pattern)
-            known[name] = made
+            known.append(made)
         return function
 
     return register
@@ -253,12 +254,13 @@ def check_signature(made: Kernel, pattern: Pattern) -> None:
                 raise PatternError(f"kernel {made.name!r}: " + unknown(choice, label, pattern.choices[choice]))
 
 
-def kernels_for(pattern: str) -> dict[str, Kernel]:
-    """The kernels of a pattern by name, fxfuse's own included."""
+def kernels_for(pattern: Pattern | str) -> dict[str, Kernel]:
+    """The kernels of a pattern by name, fxfuse's own included; of a bare name, those of every pattern so called."""
     for module in _OWN:
         importlib.import_module(module)
     with _LOCK:
-        return dict(_REGISTRY.get(pattern, {}))
+        known = list(_REGISTRY.get(pattern if isinstance(pattern, str) else pattern.name, ()))
+    return {k.name: k for k in known if isinstance(pattern, str) or k.implements(pattern)}
 
 
 REFERENCE = "reference"
@@ -278,11 +280,16 @@ def reference(pattern: Pattern) -> Kernel:
 
 def candidates(pattern: Pattern, facts: SiteFacts, *, guard: bool = False) -> list[tuple[Kernel, str | None]]:
     """Every kernel of the pattern, narrowest first, with why it cannot serve the site (None: it can)."""
-    own = [k for k in kernels_for(pattern.name).values() if k.implements(pattern)]
-    known = sorted(own, key=lambda k: (k.requires.width, k.name))
-    for made in known:
+    known = sorted(kernels_for(pattern).values(), key=lambda k: (k.requires.width, k.name))
+    return [(made, _problem(made, pattern, facts, guard=guard)) for made in known]
+
+
+def _problem(made: Kernel, pattern: Pattern, facts: SiteFacts, *, guard: bool) -> str | None:
+    try:
         check_signature(made, pattern)
-    return [(made, made.unmet(facts, guard=guard)) for made in known]
+    except PatternError as error:  # declared by the pattern's name, before the pattern was there to check against
+        return f"is not usable: {error}"
+    return made.unmet(facts, guard=guard)
 
 
 def choose(pattern: Pattern, facts: SiteFacts, *, derived: bool) -> tuple[Kernel | None, str]:
@@ -305,14 +312,13 @@ def choose(pattern: Pattern, facts: SiteFacts, *, derived: bool) -> tuple[Kernel
 
 def named(pattern: Pattern, names: Sequence[str], facts: SiteFacts) -> tuple[Kernel | None, str]:
     """The first of the kernels asked for by name that can run here, or why none can. Never one that was not named."""
-    known = {**kernels_for(pattern.name), REFERENCE: reference(pattern)}
+    known = {**kernels_for(pattern), REFERENCE: reference(pattern)}
     refused = []
     for name in names:
-        if not known[name].implements(pattern) and name != REFERENCE:
+        if name not in known:
             refused.append(f"kernel {name!r} is for another pattern of this name")
             continue
-        check_signature(known[name], pattern)
-        problem = known[name].unmet(facts, guard=True)
+        problem = _problem(known[name], pattern, facts, guard=True)
         if problem is None:
             return known[name], "asked for by name"
         refused.append(f"kernel {name!r} {problem}")

@@ -18,6 +18,9 @@ NEAR = 1 / 3
 """A place counts as a near miss where this share of the pattern's operations was found."""
 
 
+NEARLY = 3 / 4
+"""The same for a place that lacks what the search starts from."""
+
 _STRUCTURE = {"OP", "ARITY"}
 
 
@@ -44,10 +47,7 @@ def find_sites(view: View, pattern: Pattern, *, limit: int = STEP_LIMIT) -> list
     """All sites of ``pattern``, in graph order. At most one per seed value; sites of one root are one site."""
     sites: list[Found] = []
     roots: set[int] = set()
-    seeds = _seed_values(view, pattern, pattern.seeds)
-    if not seeds:
-        return _from_other_ops(view, pattern)
-    for seed in seeds:
+    for seed in _seed_values(view, pattern, pattern.seeds):
         search = Search(view, pattern, gate, limit)
         match = search.run(seed)
         if match is not None:
@@ -57,15 +57,23 @@ def find_sites(view: View, pattern: Pattern, *, limit: int = STEP_LIMIT) -> list
                 sites.append(Found(pattern, seed, match, None, match.nodes, match.variant, size, size))
         else:
             sites.append(_near_miss(view, pattern, seed, search, pattern.seeds))
-    return sites
+    order = view.effects.order
+    return sorted([*sites, *_from_other_ops(view, pattern, sites)], key=lambda s: order[s.seed.node])
 
 
-def _from_other_ops(view: View, pattern: Pattern) -> list[Found]:
-    """Where a graph has none of the seeds, and so no match: the places that come nearest, around any rare op."""
-    terms = tuple(t for t in pattern.terms.order if isinstance(t, OpTerm) and t.distinctive)
-    places = [_near_miss(view, pattern, value, None, terms) for value in _seed_values(view, pattern, terms)]
-    best = max((p.matched for p in places), default=0)
-    return [p for p in places if p.matched == best and p.reason is not None]
+def _from_other_ops(view: View, pattern: Pattern, sites: list[Found]) -> list[Found]:
+    """Places without any of the seeds, so no matches, that have nearly all else: seen from the pattern's rare ops."""
+    terms = tuple(t for t in pattern.terms.order if isinstance(t, OpTerm) and t.distinctive and t not in pattern.seeds)
+    covered = {n for s in sites if s.is_near for n in s.nodes}
+    found: list[Found] = []
+    for value in _seed_values(view, pattern, terms):
+        if value.node in covered:
+            continue
+        place = _near_miss(view, pattern, value, None, terms)
+        if place.matched >= NEARLY * place.total and covered.isdisjoint(place.nodes):
+            found.append(place)
+            covered.update(place.nodes)
+    return found
 
 
 def _seed_values(view: View, pattern: Pattern, terms: tuple[OpTerm, ...]) -> list[Value]:

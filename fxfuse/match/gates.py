@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from fxfuse.authoring.captures import is_param
-from fxfuse.compat import ambient_autocast
+from fxfuse.compat import ambient_autocast, is_functorch_wrapped_tensor
 from fxfuse.match.reasons import Failure
 from fxfuse.match.search import ConstraintFailed, Match
 from fxfuse.view import Value
@@ -26,8 +26,10 @@ def _constraints(match: Match) -> Failure | None:
     for constraint in match.pattern.constraints:
         name = getattr(constraint, "__name__", "a constraint")
         try:
-            if constraint(match) is False:
-                return Failure("CONSTRAINT", f"{name} does not hold", operand=match.root)
+            answer = constraint(match)
+            if answer is not None and answer is not True:
+                says = "does not hold" if answer is False else f"returned {answer!r}; it returns None or a bool"
+                return Failure("CONSTRAINT", f"{name} {says}", operand=match.root)
         except ConstraintFailed as failed:
             return Failure("CONSTRAINT", str(failed), operand=failed.at if isinstance(failed.at, Value) else match.root)
         except Exception as error:  # somebody else's code: one faulty constraint may not cost the other sites
@@ -125,6 +127,9 @@ def _one_region(match: Match) -> Failure | None:
         name = str(ambient).removeprefix("torch.")
         what = f"autocast to {name} is on around the call; its casts leave no node, so the site is left as it is"
         return Failure("REGION", what, operand=root)
+    metas = (v.meta for v in (root, *match.captures.values()) if isinstance(v, Value))
+    if any(isinstance(m, torch.Tensor) and is_functorch_wrapped_tensor(m) for m in metas):
+        return Failure("REGION", "inside a functorch transform (vmap, grad, ...) of the graph", operand=root)
     if not effects.switches:
         return None
     order = effects.order

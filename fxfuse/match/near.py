@@ -18,24 +18,30 @@ from fxfuse.view import Value, View
 from fxfuse.view.ops import SPECS
 
 _BUDGET = 2_000
+_REACH = 16
 
 
 @dataclass
 class Fit:
     """How much of a term an operand is."""
 
-    matched: int = 0
+    terms: frozenset[Term] = frozenset()
     holes: list[Failure] = field(default_factory=list)
     choices: dict[str, str] = field(default_factory=dict)
     values: list[Value] = field(default_factory=list)
 
     def add(self, other: Fit) -> Fit:
         return Fit(
-            self.matched + other.matched,
+            self.terms | other.terms,
             [*self.holes, *other.holes],
             {**self.choices, **other.choices},
             [*self.values, *other.values],
         )
+
+    @property
+    def matched(self) -> int:
+        """How many operations of the pattern were found, each once however often it is read."""
+        return len(self.terms)
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -53,32 +59,51 @@ class Probe:
 
     def around(self, seed: OpTerm, value: Value) -> Fit:
         """The best fit that contains ``seed`` at ``value``, climbed as far towards the root as it goes."""
-        fit = self.fit(seed, value)
-        term: Term = seed
-        at = value
-        while term is not self.pattern.terms.root:
-            parent = self.pattern.terms.parents[term][0]
-            if isinstance(parent, ChoiceTerm):
-                label = next(k for k, t in parent.alternatives.items() if t is term)
-                fit.choices[parent.name] = label
-                term = parent
-                self.memo[(id(parent), id(at))] = fit
-                continue
-            assert isinstance(parent, OpTerm)
-            readers = [r for r in self.view.readers(at) if r.op == parent.op and r.known]
-            if not readers:
-                if parent.op == "cast":
-                    term = parent
-                    continue
-                others = self.view.users(at)
-                found: Any = others[0] if others else "no reader but the graph's output"
-                fit.holes.append(Failure("OP", parent.op, found, parent, others[0] if others else at))
-                return fit
-            self.memo[(id(term), id(at))] = fit
-            best = max((self.fit(parent, r) for r in readers), key=lambda f: f.rank)
-            at = best.values[0] if best.values else readers[0]
-            fit, term = best, parent
-        return fit
+        return self._climb(seed, value, self.fit(seed, value), holes=1)
+
+    def _climb(self, term: Term, at: Value, fit: Fit, holes: int) -> Fit:
+        """``fit`` extended through the readers of ``at``, which is ``term``; past ``holes`` readers that are none."""
+        self.memo[(id(term), id(at))] = fit
+        if term is self.pattern.terms.root:
+            return fit
+        parent = self.pattern.terms.parents[term][0]
+        if isinstance(parent, ChoiceTerm):
+            label = next(k for k, t in parent.alternatives.items() if t is term)
+            chosen = Fit(fit.terms, fit.holes, {**fit.choices, parent.name: label}, fit.values)
+            return self._climb(parent, at, chosen, holes)
+        assert isinstance(parent, OpTerm)
+        readers = [r for r in self.view.readers(at) if r.op == parent.op and r.known]
+        if readers:
+            reader, best = max(((r, self.fit(parent, r)) for r in readers), key=lambda pair: pair[1].rank)
+            return self._climb(parent, reader, best, holes)
+        if parent.op == "cast":
+            return self._climb(parent, at, fit, holes)
+        beyond = self._beyond(at)
+        other: Any = beyond[0] if beyond else "no reader but the graph's output"
+        hole = Failure("OP", parent.op, other, parent, beyond[0] if beyond else at)
+        short = Fit(fit.terms, [*fit.holes, hole], fit.choices, fit.values)
+        if holes == 0:
+            return short
+        above: Term = parent
+        while above is not self.pattern.terms.root:
+            above = self.pattern.terms.parents[above][0]
+            if isinstance(above, OpTerm):
+                break
+        wanted = above.op if isinstance(above, OpTerm) else ""
+        likely = [v for v in beyond if any(r.op == wanted for r in self.view.readers(v))]
+        ends = [self._climb(parent, value, short, holes - 1) for value in likely]
+        return max([short, *ends], key=lambda f: f.rank)
+
+    def _beyond(self, at: Value) -> list[Value]:
+        """What is computed from a value, nearest first: an unknown op may be spelled as a formula of many."""
+        found: dict[int, Value] = {}
+        pending = [at]
+        for value in pending:
+            for user in self.view.users(value):
+                if id(user) not in found and len(found) < _REACH:
+                    found[id(user)] = user
+                    pending.append(user)
+        return list(found.values())
 
     def fit(self, term: Any, operand: Any) -> Fit:
         key = (id(term), id(operand))
@@ -101,23 +126,23 @@ class Probe:
             best = fits[label]
             if best.matched == 0 and not best.values:
                 wanted = " or ".join(dict.fromkeys(_op_of(t) for t in term.alternatives.values()))
-                return Fit(0, [Failure("OP", f"{term.name}: {wanted}", operand, term, operand)])
-            return Fit(best.matched, list(best.holes), {**best.choices, term.name: label}, list(best.values))
+                return Fit(frozenset(), [Failure("OP", f"{term.name}: {wanted}", operand, term, operand)])
+            return Fit(best.terms, list(best.holes), {**best.choices, term.name: label}, list(best.values))
         assert isinstance(term, OpTerm)
         if term.op == "cast" and not (isinstance(operand, Value) and operand.op == "cast"):
             return self.fit(term.args["input"], operand)
         if not isinstance(operand, Value) or operand.op != term.op or not operand.known:
-            return Fit(0, [Failure("OP", term.op, operand, term, operand)])
-        own = int(term.op != "cast")
+            return Fit(frozenset(), [Failure("OP", term.op, operand, term, operand)])
         straight = self._args(term, operand, {})
         if term.commutative:
             swapped = self._args(term, operand, {"input": "other", "other": "input"})
             straight = max(straight, swapped, key=lambda f: f.rank)
-        return Fit(own, [], {}, [operand]).add(straight)
+        return Fit(values=[operand]).add(straight)
 
     def _args(self, term: OpTerm, operand: Value, rename: dict[str, str]) -> Fit:
-        own = int(term.op != "cast")
+        """The fit of an op of the right kind with its operands; it counts only where its literals are right, too."""
         total = Fit()
+        literals_fit = True
         for name, wanted in term.args.items():
             given = self.view.operand(operand.args.get(rename.get(name, name)))
             if isinstance(wanted, CaptureTerm) and (is_optional(wanted.capture) or given is not None):
@@ -127,9 +152,9 @@ class Probe:
             elif not isinstance(wanted, DtypeTerm) and not equal_literal(wanted, given):
                 found = given if given is not None else dict(SPECS[term.op].params).get(name)
                 hole = Failure("LITERAL", f"{term.op} {name}={wanted}", f"{name}={found!r}", term, operand)
-                total = total.add(Fit(-own, [hole]))
-                own = 0
-        return total
+                total = total.add(Fit(holes=[hole]))
+                literals_fit = False
+        return total.add(Fit(frozenset({term}))) if literals_fit and term.op != "cast" else total
 
 
 def _op_of(term: Term) -> str:

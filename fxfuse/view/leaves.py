@@ -66,6 +66,7 @@ def _members(source: Any) -> list[str]:
     return members[::-1]
 
 
+_KEY = re.compile(r"""\[(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^\]'"]+))\]""")
 _ROOT = re.compile(r"^[LG]\[['\"]([^'\"]*)['\"]\]\.?")
 
 
@@ -76,7 +77,7 @@ def stack_path(node: fx.Node) -> str:
         return ""
     path = next(reversed(stack.values()))[0]
     path = _ROOT.sub("", str(path)).replace("._modules", "")
-    path = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", path)
+    path = _KEY.sub(lambda key: "." + next(g for g in key.groups() if g is not None), path)
     return path.lstrip(".")
 
 

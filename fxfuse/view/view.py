@@ -45,6 +45,7 @@ class View:
         self._leaves = leaves
         self._values: dict[fx.Node, Value] = {}
         self._casts: dict[tuple[int, Any], Value] = {}
+        self._readers: dict[int, list[Value]] = {}
         self.nodes_read = 0
 
     @cached_property
@@ -91,7 +92,8 @@ class View:
         pending = [node]
         while pending:
             at = pending[-1]
-            below = [n for n in at.all_input_nodes if n not in self._values and self._has_rules(n)]
+            inputs = at.all_input_nodes if self._has_rules(at) else ()
+            below = [n for n in inputs if n not in self._values and self._has_rules(n)]
             if below and len(pending) < len(self.effects.order):
                 pending += below
                 continue
@@ -268,6 +270,14 @@ class View:
 
     def readers(self, value: Value) -> list[Value]:
         """The canonical values that have this one as a direct operand, in graph order."""
+        known = self._readers.get(id(value))
+        if known is None:
+            known = self._find_readers(value)
+            if value.op != "cast":  # a further cast of the same may still be found, with readers of its own
+                self._readers[id(value)] = known
+        return known
+
+    def _find_readers(self, value: Value) -> list[Value]:
         if value.owner is not None:
             return [v for v in self._with_parts(value.owner) if self._reads(v, value)]
         found: dict[int, Value] = {}

@@ -39,8 +39,8 @@ class Net(nn.Module):
             setattr(self, name, value)
         self.body = body
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.body(self, *args, **kwargs)
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.body(self, x)
 
 
 def scaled(m: Any, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -98,9 +98,18 @@ def grads_of(model: nn.Module, x: torch.Tensor, call: Callable[..., Any]) -> dic
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
-@pytest.mark.parametrize("weights", ["share", "copy", "auto"])
-@pytest.mark.parametrize("body", [under_enable_grad, after_a_break, in_a_checkpoint])
+@pytest.mark.parametrize(
+    ("body", "weights", "inner"),
+    [
+        (under_enable_grad, "share", "eager"),
+        (under_enable_grad, "copy", "eager"),
+        (under_enable_grad, "auto", "eager"),
+        (under_enable_grad, "share", "aot_eager"),
+        (after_a_break, "share", "eager"),
+        (after_a_break, "copy", "aot_eager"),
+        (in_a_checkpoint, "share", "aot_eager"),
+    ],
+)
 def test_grad_mode_inside_the_graph_decides_about_gradients(body: Any, weights: str, inner: str) -> None:
     model = Net(body, grad=True)
     twin = copy.deepcopy(model)
@@ -122,9 +131,8 @@ def test_a_kernel_without_backward_is_not_taken_where_grad_is_enabled_inside(bod
 
     @fxfuse.kernel(PATTERN, name=name)
     def of_this_test(x: Any, weight: Any, gate: Any, up: Any, down: Any, *, eps: Any, norm: str, act: str) -> Any:
-        return registry.kernels_for(PATTERN)["plain"].function(
-            x, weight, gate, up, down, eps=eps, norm=norm, act=act
-        ).detach()  # fmt: skip
+        h = weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+        return F.linear(F.silu(F.linear(h, gate)) * F.linear(h, up), down).detach()
 
     try:
         model = Net(body, grad=True)
@@ -135,7 +143,7 @@ def test_a_kernel_without_backward_is_not_taken_where_grad_is_enabled_inside(bod
         assert site.kernel == ("plain" if kept else name)
         assert y.requires_grad is kept
     finally:
-        registry._REGISTRY[PATTERN].pop(name)
+        registry._REGISTRY[PATTERN] = [k for k in registry._REGISTRY[PATTERN] if k.name != name]
 
 
 @pytest.mark.parametrize("weights", ["share", "copy"])
@@ -175,20 +183,23 @@ def test_an_embedding_with_max_norm_writes_its_table(function: Any) -> None:
 
 @pytest.mark.parametrize("op", ["F.batch_norm", "torch.batch_norm", "F.instance_norm"])
 def test_a_norm_in_training_writes_its_running_statistics(op: str) -> None:
-    def body(m: Any, x: torch.Tensor, training: bool) -> torch.Tensor:
+    def body(m: Any, x: torch.Tensor, name: str) -> torch.Tensor:
         h = m.weight * (x * torch.rsqrt(square_mean(x) + 1e-6))
-        wide = x.reshape(-1, HIDDEN) + 3
+        wide, mean = x.reshape(-1, HIDDEN) + 3, getattr(m, name)
         if op == "F.batch_norm":
-            F.batch_norm(wide, m.weight, m.var, training=training, momentum=0.9)
+            F.batch_norm(wide, mean, m.var, training=True, momentum=0.9)
         elif op == "torch.batch_norm":
-            torch.batch_norm(wide, None, None, m.weight, m.var, training, 0.9, 1e-5, False)
+            torch.batch_norm(wide, None, None, mean, m.var, True, 0.9, 1e-5, False)
         else:
-            F.instance_norm(wide.T[None].repeat(2, 1, 1), m.weight, m.var, use_input_stats=training, momentum=0.9)
+            F.instance_norm(wide.T[None].repeat(2, 1, 1), mean, m.var, use_input_stats=True, momentum=0.9)
         return mlp(m, h)
 
-    net = functools.partial(Net, var=nn.Parameter(torch.ones(HIDDEN), requires_grad=False))
-    assert_mutation(compiled(net(functools.partial(body, training=True)), rows()))
-    assert_rewritten(compiled(net(functools.partial(body, training=False)), rows()))
+    def net(name: str) -> Net:
+        buffers = {key: nn.Parameter(torch.ones(HIDDEN), requires_grad=False) for key in ("mean", "var")}
+        return Net(functools.partial(body, name=name), **buffers)
+
+    assert_mutation(compiled(net("weight"), rows()))
+    assert_rewritten(compiled(net("mean"), rows()))
 
 
 # --- an op that hands back its own input ----------------------------------------------------------------------------
@@ -306,10 +317,7 @@ def test_views_by_unknown_ops_are_known_by_their_storage(view: Any) -> None:
 def test_a_called_module_may_write_its_input(module: nn.Module, writes: bool) -> None:
     model = Net(between(lambda m, x: m.act(x)), act=module)
     report = rewritten_in_place(model)
-    if writes:
-        assert_mutation(report)
-    else:
-        assert report.rewritten[PATTERN] or sole(report.sites).code == "MUTATION"  # it may be taken for a writer
+    (assert_mutation if writes else assert_rewritten)(report)
 
 
 def test_a_called_module_outside_the_site_costs_nothing() -> None:
@@ -329,21 +337,20 @@ class OnDict(Net):
     def __init__(self) -> None:
         super().__init__(on_dict)
 
-    def forward(self, a: torch.Tensor, *, d: dict[str, torch.Tensor]) -> Any:
+    def forward(self, a: torch.Tensor, *, d: dict[str, torch.Tensor]) -> Any:  # type: ignore[override]
         return on_dict(self, a, d=d)
 
 
 def test_an_exported_module_keeps_its_signature() -> None:
-    x, model = rows(), OnDict()
-    gm = torch.export.export(model, (x,), {"d": {"x": x}}).module()
+    a, x, model = rows(seed=4), rows(), OnDict()
+    gm = torch.export.export(model, (a,), {"d": {"x": x}}).module()
     assert_rewritten(fxfuse.rewrite(gm, options=options()))
-    other = rows(seed=4)
-    torch.testing.assert_close(gm(other, d={"x": x}), model(other, d={"x": x}))
+    torch.testing.assert_close(gm(x, d={"x": a}), model(x, d={"x": a}))
 
 
 def test_a_trace_with_concrete_args_keeps_its_signature() -> None:
     class Dicts(Net):
-        def forward(self, d: dict[str, torch.Tensor]) -> Any:
+        def forward(self, d: dict[str, torch.Tensor]) -> Any:  # type: ignore[override]
             return {"y": plain_fp32(self, d["x"])}
 
     model = Dicts(plain)
@@ -417,10 +424,6 @@ def in_cond(m: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.cond(x.sum() > 0, lambda t: plain(m, t), lambda t: t * 1.0, (x,))
 
 
-def cond_in_a_checkpoint(m: Any, x: torch.Tensor) -> torch.Tensor:
-    return checkpoint(functools.partial(in_cond, m), x, use_reentrant=False)
-
-
 def checkpoint_in_cond(m: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.cond(x.sum() > 0, functools.partial(one_checkpoint, m), lambda t: t * 1.0, (x,))
 
@@ -441,7 +444,7 @@ def test_gradients_through_nested_checkpoints() -> None:
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("body", [in_cond, cond_in_a_checkpoint, checkpoint_in_cond])
+@pytest.mark.parametrize("body", [in_cond, checkpoint_in_cond])
 def test_a_site_in_a_body_that_is_not_opened_has_a_row(body: Any) -> None:
     report = compiled(Net(body), rows())
     (site,) = report.sites
@@ -450,7 +453,7 @@ def test_a_site_in_a_body_that_is_not_opened_has_a_row(body: Any) -> None:
 
 
 def test_a_site_beside_a_cond_is_rewritten() -> None:
-    report = compiled(Net(lambda m, x: in_cond(m, x) + plain(m, x)), rows())
+    report = compiled(Net(lambda m, x: in_cond(m.other, x) + plain(m, x), other=Net(plain)), rows())
     assert sorted(s.outcome for s in report.sites) == ["missed", "rewritten"]
 
 
@@ -465,9 +468,17 @@ def swapping() -> Iterator[None]:
     torch.__future__.set_swap_module_params_on_conversion(False)
 
 
-@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
-@pytest.mark.parametrize("body", [plain, one_checkpoint, nested_checkpoint])
-@pytest.mark.parametrize("weights", ["auto", "inline", "copy"])
+@pytest.mark.parametrize(
+    ("weights", "body", "inner"),
+    [
+        ("auto", plain, "eager"),
+        ("auto", plain, "aot_eager"),
+        ("inline", plain, "eager"),
+        ("auto", one_checkpoint, "eager"),
+        ("auto", nested_checkpoint, "eager"),
+        ("auto", nested_checkpoint, "aot_eager"),
+    ],
+)
 def test_parameters_can_be_swapped_after_a_compile(swapping: None, weights: str, body: Any, inner: str) -> None:
     model = Net(body)
     backend = fxfuse.Backend(inner=inner, patterns=[PATTERN], weights=weights, extra_memory=9.0, on_error="raise")
@@ -496,16 +507,14 @@ def entries(code: Any) -> int:
     return len(torch._dynamo.eval_frame._debug_get_cache_entry_list(code))
 
 
-def test_explain_leaves_no_compiled_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 4)
-    for _ in range(6):
-        report = fxfuse.explain(Net(plain), (rows(),), options=options())
-        assert_rewritten(report)
-    assert entries(Net.forward.__code__) == 0
-    model = Net(plain)
-    before = fxfuse.reports()
-    torch.compile(model, backend=fxfuse.Backend(**options(inner="eager")))(rows())
-    assert fxfuse.reports()[-1] is not (before[-1] if before else None), "the compile after it runs as ever"
+def test_explain_leaves_no_compiled_entry() -> None:
+    with torch._dynamo.config.patch(accumulated_recompile_limit=4):
+        for _ in range(6):
+            assert_rewritten(fxfuse.explain(Net(plain), (rows(),), options=options()))
+        assert entries(Net.forward.__code__) == 0
+        before = fxfuse.reports()
+        torch.compile(Net(plain), backend=fxfuse.Backend(**options(inner="eager")))(rows())
+    assert fxfuse.reports()[-1:] != before[-1:], "the compile after it is no fallback to eager"
     assert_rewritten(fxfuse.reports()[-1])
 
 
@@ -553,7 +562,7 @@ def test_a_kernel_of_other_strides(strided: bool, inner: str) -> None:
     report = fxfuse.reports()[-1]
     assert_rewritten(report)  # the other site is not lost with it
     (site,) = [s for s in report.sites if s.pattern == name]
-    assert (site.outcome == "rewritten") is not strided or site.code == ""
+    assert strided or site.outcome == "rewritten"
     if site.outcome != "rewritten":
         assert site.code == "REWRITE_ERROR"
         assert "stride" in site.reason

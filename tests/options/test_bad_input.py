@@ -195,7 +195,10 @@ def test_equal_options_make_equal_backends() -> None:
         ({"patterns": [PATTERN]}, {"patterns": ["fxfuse::" + PATTERN]}),
         ({"extra_memory": 1}, {"extra_memory": 1.0}),
         ({"expect": {PATTERN: 1}}, {"expect": {PATTERN: 1}}),
-        ({"inner_options": {"a": [1]}}, {"inner_options": {"a": [1]}}),  # a value that has no hash
+        (
+            {"inner_options": {"trace.enabled": [1]}},
+            {"inner_options": {"trace.enabled": [1]}},
+        ),  # a value without a hash
     ]
     for first, second in pairs:
         assert fxfuse.Backend(**first) == fxfuse.Backend(**second)
