@@ -99,7 +99,7 @@ def merge(reports: Sequence[Report], options: Options) -> Report:
         graphs=len(reports),
         nodes=sum(r.nodes for r in reports),
         options=options.describe(),
-        versions={"torch": torch.__version__},
+        versions=reports[0].versions,
         seconds=seconds,
         notes=tuple(n for r in reports for n in r.notes),
     )

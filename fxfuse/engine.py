@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import fx
 
+import fxfuse
 from fxfuse import paths
 from fxfuse.authoring.captures import is_scalar
 from fxfuse.describe import reason_record
@@ -63,7 +64,6 @@ class Fused:
     report: Report
     derived: tuple[Derived, ...] = ()
     changed: bool = False
-    plans: list[Plan] = field(default_factory=list)
 
 
 def fuse(
@@ -84,7 +84,8 @@ def fuse(
     Raises:
         OptionError: a kernel that the options name cannot run at a site.
     """
-    report = Report(nodes=len(gm.graph.nodes), options=options.describe())
+    versions = {"fxfuse": fxfuse.__version__, "torch": torch.__version__}
+    report = Report(nodes=len(gm.graph.nodes), options=options.describe(), versions=versions)
     work = _Work(gm, examples, options, names or {}, report, may_add_inputs)
     return work.run()
 
@@ -130,7 +131,7 @@ class _Work:
             sites += [self._site(p, ()) for p in every]
         self.report.seconds["rewrite"] = clock() - start
         self.report.sites = tuple(sites)
-        return Fused(gm, self.report, derived, wanted, every)
+        return Fused(gm, self.report, derived, wanted)
 
     # --- what to do with each match ---------------------------------------------------------------------------------
 

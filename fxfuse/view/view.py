@@ -46,7 +46,6 @@ class View:
         self._values: dict[fx.Node, Value] = {}
         self._casts: dict[tuple[int, Any], Value] = {}
         self._readers: dict[int, list[Value]] = {}
-        self.nodes_read = 0
 
     @cached_property
     def positions(self) -> dict[fx.Node, int]:
@@ -123,7 +122,6 @@ class View:
             value = self._first_of_twins(value)
         for seen in chain:
             self._values[seen] = value
-        self.nodes_read += len(chain)
 
     def _first_of_twins(self, value: Value) -> Value:
         """The first value that casts this operand to this dtype, where there is one and nothing writes to it."""
