@@ -82,7 +82,8 @@ class Probe:
         other: Any = beyond[0] if beyond else "no reader but the graph's output"
         hole = Failure("OP", parent.op, other, parent, beyond[0] if beyond else at)
         short = Fit(fit.terms, [*fit.holes, hole], fit.choices, fit.values)
-        if holes == 0:
+        spec = SPECS.get(beyond[0].op) if beyond else None
+        if holes == 0 or (spec is not None and spec.alias):  # a view stands for no computation
             return short
         above: Term = parent
         while above is not self.pattern.terms.root:

@@ -48,8 +48,8 @@ def _key(site: Site) -> tuple[object, ...]:
 
 
 def _masked(text: str) -> str:
-    """Equal for texts that differ only in numbers, such as those of layers and nodes."""
-    return re.sub(r"\d+", "#", text)
+    """Equal for texts that differ only in the numbers of layers and nodes; ``view`` and ``view_3`` are alike."""
+    return re.sub(r"\d+", "#", re.sub(r"_\d+\b", "", text))
 
 
 def _group(group: Sequence[Site]) -> list[str]:
