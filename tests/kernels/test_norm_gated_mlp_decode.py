@@ -20,13 +20,14 @@ ROOT = Path(__file__).parents[2]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
-def test_numbers_in_the_interpreter():
+@pytest.mark.parametrize("name", ["norm_gated_mlp_decode.py", "compiled_model.py"])
+def test_in_the_interpreter(name):
     """``triton.jit`` decides between compiler and interpreter when it decorates, also inside triton.language itself.
 
     So a process is one or the other. The tests around this one compile; the interpreted ones get a process of their
-    own. Their file has no ``test_`` in its name, which keeps it out of this process's collection.
+    own. Their files have no ``test_`` in their names, which keeps them out of this process's collection.
     """
-    file = Path(__file__).parent / "interpreted" / "norm_gated_mlp_decode.py"
+    file = Path(__file__).parent / "interpreted" / name
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)]
