@@ -161,11 +161,9 @@ def _with_derived(compiled: Compiled, fused: Fused, example_inputs: Sequence[Any
 
 def _forget_examples(gm: fx.GraphModule) -> None:
     """Drop what was needed to compile: fake tensors lead to weak references on every parameter of the model."""
-    for module in gm.modules():
-        if isinstance(module, fx.GraphModule) and module is gm:
-            for node in module.graph.nodes:
-                for key in ("example_value", "grapharg", "tensor_dict"):
-                    node.meta.pop(key, None)
+    for node in gm.graph.nodes:
+        for key in ("example_value", "grapharg", "tensor_dict"):
+            node.meta.pop(key, None)
 
 
 def _is_real(tensor: Any) -> bool:

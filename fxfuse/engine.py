@@ -168,26 +168,24 @@ class _Work:
         found = []
         for node in gm.graph.nodes:
             body = body_of(node)
-            if body is None:
+            holders = len(body.graph.find_nodes(op="placeholder")) if body is not None else 0
+            if body is None or len(node.args[0].users) != 1 or holders != len(node.args) - 1:
                 found += self._closed_bodies(gm, node)
-                continue
-            if len(node.args[0].users) != 1:
                 continue
             leaves = []
             for operand in node.args[1:]:
                 value = view.value(operand) if isinstance(operand, fx.Node) else None
                 leaf = value.leaf if value is not None else None
                 leaves.append(leaf or Leaf(LeafKind.INPUT, str(operand)))
-            if sum(n.op == "placeholder" for n in body.graph.nodes) == len(leaves):
-                inner = View(body.graph, leaves=leaves)
-                plans = self._plans(inner, in_body=True)
-                if view.effects.under_autocast(node):
-                    for plan in plans:
-                        if plan.kernel is not None:
-                            plan.kernel = None
-                            what = "an autocast region of the graph is open at the site"
-                            plan.failure = Failure("REGION", what, operand=plan.found.seed)
-                found.append(Body(str(node.args[0].target), body, plans, self._bodies(body, inner)))
+            inner = View(body.graph, leaves=leaves)
+            plans = self._plans(inner, in_body=True)
+            if view.effects.under_autocast(node):
+                for plan in plans:
+                    if plan.kernel is not None:
+                        plan.kernel = None
+                        what = "an autocast region of the graph is open at the site"
+                        plan.failure = Failure("REGION", what, operand=plan.found.seed)
+            found.append(Body(str(node.args[0].target), body, plans, self._bodies(body, inner)))
         return found
 
     def _closed_bodies(self, gm: fx.GraphModule, node: fx.Node, outer: str = "") -> list[Body]:
@@ -378,14 +376,10 @@ class _Work:
     def _modules(self, found: Found) -> tuple[str, ...]:
         """The modules whose forward made the site, by the paths that the site's own parameters have."""
         stacks = innermost_roots([stack_path(n) for n in found.nodes])
-        known = self._known
-        if found.match is not None:
-            captured = (v.leaf for v in found.match.captures.values() if isinstance(v, Value) and v.leaf is not None)
-            own = {leaf.path for leaf in captured}
-            positions = {v.leaf.position for v in found.match.captures.values() if isinstance(v, Value) and v.leaf}
-            mine = [pair for position, pair in known.items() if position in positions and pair[0] in own]
-            return tuple(paths.absolute(module, mine or list(known.values())) for module in stacks)
-        return tuple(paths.absolute(module, list(known.values())) for module in stacks)
+        captures = found.match.captures.values() if found.match is not None else ()
+        own = {v.leaf.position for v in captures if isinstance(v, Value) and v.leaf is not None}
+        pairs = [pair for position, pair in self._known.items() if position in own] or list(self._known.values())
+        return tuple(paths.absolute(module, pairs) for module in stacks)
 
     @cached_property
     def _known(self) -> dict[int, tuple[str, Sequence[str]]]:

@@ -69,10 +69,11 @@ class Pattern:
     def describe(self) -> str:
         """The pattern as text: captures, choices and the author's line."""
         rows = [f"{self.name}  ({self.line})"]
-        for name, capture in self.captures.items():
+        captures: dict[str, Any] = dict(self.captures)  # every kind can describe itself
+        for name, capture in captures.items():
             optional = " optional" if is_optional(capture) else ""
             kind = type(capture).__name__.strip("_")
-            rows.append(f"  {name}: {kind}{capture.describe()}{optional}")  # type: ignore[attr-defined]
+            rows.append(f"  {name}: {kind}{capture.describe()}{optional}")
         rows += [f"  one of {name}: {', '.join(labels)}" for name, labels in self.choices.items()]
         rows.append(f"  searched from: {', '.join(dict.fromkeys(t.op for t in self.seeds))}")
         return "\n".join(rows)

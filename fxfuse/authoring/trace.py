@@ -201,8 +201,9 @@ class _Terms:
         return self.terms[id(key)]
 
     def _choice(self, node: fx.Node) -> Term:
-        name, labels, results = node.args
-        alternatives = {label: self.term(r) for label, r in zip(labels, results, strict=True)}  # type: ignore[arg-type]
+        marked: Any = node.args  # as `_mark` put them
+        name, labels, results = marked
+        alternatives = {label: self.term(r) for label, r in zip(labels, results, strict=True)}
         return ChoiceTerm(node.meta["line"], str(name), alternatives)
 
     def _op(self, value: Value) -> Term:

@@ -260,10 +260,10 @@ class Search:
             self.dtypes.pop()
 
     def _capture(self, term: CaptureTerm, operand: Any) -> Iterator[None]:
-        capture = term.capture
+        capture: Any = term.capture  # its fields depend on its kind, which is asked first
         if is_scalar(capture):
-            if not _is_scalar(operand, capture.type):  # type: ignore[attr-defined]
-                self.fail("LITERAL", term, operand, f"a {capture.type.__name__} for {term.name}", operand)  # type: ignore[attr-defined]
+            if not _is_scalar(operand, capture.type):
+                self.fail("LITERAL", term, operand, f"a {capture.type.__name__} for {term.name}", operand)
                 return
             self.bound[term] = operand
             yield
@@ -291,7 +291,8 @@ class Search:
 
     def _unify(self, term: CaptureTerm, operand: Value) -> list[Dim] | None:
         """Bind the capture's sizes; None (with the reason noted) where one does not fit."""
-        dims = term.capture.dims  # type: ignore[attr-defined]
+        capture: Any = term.capture  # of a tensor: it has sizes
+        dims = capture.dims
         shape = operand.shape
         if shape is None:
             self.fail("SHAPE", term, operand, f"{term.name}{_sizes(dims)}", "a tensor of unknown shape")
@@ -303,7 +304,7 @@ class Search:
         else:
             fits = len(shape) == len(dims)
         if not fits:
-            self.fail("SHAPE", term, operand, f"{term.name}{_sizes(term.capture.dims)}", describe_tensor(operand))  # type: ignore[attr-defined]
+            self.fail("SHAPE", term, operand, f"{term.name}{_sizes(capture.dims)}", describe_tensor(operand))
             return None
         added: list[Dim] = []
         for dim, size in zip(dims, shape, strict=True):
@@ -314,7 +315,7 @@ class Search:
             elif not same_size(known, size):
                 for d in added:
                     self.dims.pop(d, None)
-                wanted = f"{term.name}{_sizes(term.capture.dims)} with {dim}={known}"  # type: ignore[attr-defined]
+                wanted = f"{term.name}{_sizes(capture.dims)} with {dim}={known}"
                 self.fail("SHAPE", term, operand, wanted, describe_tensor(operand))
                 return None
         return added

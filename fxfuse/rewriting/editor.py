@@ -51,6 +51,8 @@ class Editor:
             raise
         made = tuple(n for n in self.graph.nodes if id(n) not in before)
         root.replace_all_uses_with(result)
+        for twin in match.root.twins:
+            self.mapping[twin].replace_all_uses_with(result)
         self.mapping[match.root.node] = result  # a later match may capture what this one made
         for node in reversed([self.mapping[n] for n in match.nodes]):
             if not node.users:
@@ -199,7 +201,8 @@ class _Tracer(GraphAppendingTracer):
         tensors = [a for a in _flatten(flat) if isinstance(a, torch.Tensor)]
         with _mode_of(tensors), torch.no_grad():
             if node.op == "call_function":
-                node.meta["example_value"] = node.target(*args, **kwargs)  # type: ignore[operator]
+                target: Any = node.target  # of a call_function, a callable
+                node.meta["example_value"] = target(*args, **kwargs)
             elif node.op == "call_method":
                 node.meta["example_value"] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
 

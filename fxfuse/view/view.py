@@ -130,7 +130,11 @@ class View:
             return value
         first = self._casts.setdefault((id(source), value.args["dtype"]), value)
         if first is not value:
-            first.twins.append(value.node)
+            order = self.effects.order
+            # The value is carried by the earliest of its nodes: whoever reads one of them may read that one.
+            earlier, later = sorted((first.node, value.node), key=order.__getitem__)
+            first.node = earlier
+            first.twins.append(later)
         return first
 
     def operand(self, raw: Any) -> Any:
