@@ -12,22 +12,28 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fxfuse import testing
-    from fxfuse.authoring import Dim, Input, Param, Pattern, Scalar, one_of, pattern
-    from fxfuse.backend import Backend, rewrite
+    from fxfuse.authoring import Dim, Input, Param, Pattern, Scalar, keep, many, one_of, ordered, pattern, region
+    from fxfuse.backend import Backend
     from fxfuse.backend import fxfuse as fxfuse  # public, but not in __all__: a star import must not hide the package
     from fxfuse.capture import explain
     from fxfuse.errors import CaptureError, ExpectationError, FxfuseError, OptionError, PatternError
+    from fxfuse.inductor_pass import InductorPass
     from fxfuse.kernels import kernel
+    from fxfuse.numerics.verify import verify
     from fxfuse.params import cast, refresh, restore, stack, transpose
+    from fxfuse.passes import rewrite
     from fxfuse.report import Report, Site, reports
 
 _HOMES = {
-    "fxfuse.authoring": ("Dim", "Input", "Param", "Pattern", "Scalar", "one_of", "pattern"),
+    "fxfuse.authoring": ("Dim", "Input", "Param", "Pattern", "Scalar", "keep", "many", "one_of", "ordered", "pattern", "region"),
     "fxfuse.errors": ("CaptureError", "ExpectationError", "FxfuseError", "OptionError", "PatternError"),
     "fxfuse.capture": ("explain",),
     "fxfuse.kernels": ("kernel",),
+    "fxfuse.numerics.verify": ("verify",),
     "fxfuse.params": ("cast", "refresh", "restore", "stack", "transpose"),
-    "fxfuse.backend": ("Backend", "fxfuse", "rewrite"),
+    "fxfuse.backend": ("Backend", "fxfuse"),
+    "fxfuse.inductor_pass": ("InductorPass",),
+    "fxfuse.passes": ("rewrite",),
     "fxfuse.report": ("Report", "Site", "reports"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -38,6 +44,7 @@ __all__ = [
     "Dim",
     "ExpectationError",
     "FxfuseError",
+    "InductorPass",
     "Input",
     "OptionError",
     "Param",
@@ -49,16 +56,21 @@ __all__ = [
     "__version__",
     "cast",
     "explain",
+    "keep",
     "kernel",
+    "many",
     "one_of",
+    "ordered",
     "pattern",
     "refresh",
+    "region",
     "reports",
     "restore",
     "rewrite",
     "stack",
     "testing",
     "transpose",
+    "verify",
 ]
 
 

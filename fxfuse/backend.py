@@ -13,15 +13,17 @@ from torch import fx
 
 from fxfuse import caching, compat
 from fxfuse.engine import Fused, fuse
-from fxfuse.errors import ExpectationError, OptionError, readable, warn_once
-from fxfuse.expectations import judge, unmet
+from fxfuse.errors import OptionError, readable, warn_once
+from fxfuse.expectations import judge
+from fxfuse.fallback import unchanged
 from fxfuse.options import Options, parse
 from fxfuse.params import DerivedInputs
-from fxfuse.report import ReasonRecord, Report, Site, keep
+from fxfuse.report import Report, keep
 
 log = logging.getLogger("fxfuse")
 
 Compiled = Callable[..., Any]
+_SO = "compiles the original graph"
 
 
 class Backend:
@@ -96,14 +98,14 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
     except Exception as error:
         if options.on_error == "raise":
             raise
-        fused = _failed(gm, options, error)
+        fused = unchanged(gm, options, error, _SO)
     start = time.perf_counter()
     try:
         compiled = _inner(fused, example_inputs, options)
     except Exception as error:
         if not fused.changed or options.on_error == "raise":
             raise
-        fused = _failed(gm, options, error, fused.report.sites)
+        fused = unchanged(gm, options, error, _SO, fused.report.sites)
         compiled = _inner(fused, example_inputs, options)
     fused.report.seconds["inner"] = time.perf_counter() - start
     if fused.changed:
@@ -115,6 +117,11 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
 def finish(report: Report, options: Options) -> None:
     """Keep the report, write it where the options say so, and log its one line."""
     keep(report)
+    publish(report, options)
+
+
+def publish(report: Report, options: Options) -> None:
+    """Write the report where the options say so, and log its one line."""
     log.info("%s", report.summary())
     folder = options.report_dir or os.environ.get("FXFUSE_REPORT_DIR")
     if not folder:
@@ -176,49 +183,3 @@ def _note_on(report: Report) -> Callable[[str], None]:
         log.info("fxfuse: %s", sentence)
 
     return note
-
-
-def _failed(gm: fx.GraphModule, options: Options, error: Exception, sites: Sequence[Site] = ()) -> Fused:
-    """The original graph, with a report that says why; one warning for each kind of failure."""
-    what = f"{type(error).__name__}: {error}".splitlines()[0]
-    warn_once(f"fxfuse failed and compiles the original graph (REWRITE_ERROR): {what}")
-    detail = ReasonRecord("REWRITE_ERROR", what)
-    lost = [s for s in sites if s.outcome == "rewritten"] or [
-        Site(p.name, {}, (), "missed") for p in options.patterns
-    ]  # fmt: skip
-    rest = [s for s in sites if s.outcome != "rewritten"]
-    failed = [
-        Site(
-            s.pattern, s.variant, s.modules, "kept" if sites else "missed", "REWRITE_ERROR", what,
-            matched_nodes=s.matched_nodes, pattern_nodes=s.pattern_nodes, root=s.root, nodes=s.nodes, detail=detail,
-        )
-        for s in lost
-    ]  # fmt: skip
-    report = Report((*failed, *rest), nodes=len(gm.graph.nodes), options=options.describe())
-    return Fused(gm, report)
-
-
-def rewrite(program: fx.GraphModule, *, options: Mapping[str, Any] | None = None) -> Report:
-    """The engine as a pass: rewrite a captured GraphModule in place.
-
-    The graph keeps its inputs, so weights are read as they are (``separate``) or derived in the graph (``inline``).
-
-    Raises:
-        TypeError: not a GraphModule.
-        OptionError: as :class:`Backend`.
-        ExpectationError: a count in ``expect`` or ``expect_rewritten`` was not met; then nothing was changed.
-    """
-    if not isinstance(program, fx.GraphModule):
-        raise TypeError(f"fxfuse.rewrite takes a torch.fx.GraphModule; given {type(program).__name__}.")
-    parsed = parse(options)
-    examples = [n.meta.get("example_value", n.meta.get("val")) for n in program.graph.nodes if n.op == "placeholder"]
-    fused = fuse(program, examples, parsed, may_add_inputs=False)
-    problems = unmet(fused.report, parsed)
-    if problems:
-        raise ExpectationError(" ".join(problems))
-    if fused.changed:
-        for name, module in fused.gm.named_children():
-            setattr(program, name, module)
-        program.graph = fused.gm.graph
-        program.recompile()
-    return fused.report

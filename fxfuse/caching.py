@@ -1,7 +1,8 @@
 """The tag that fxfuse adds to torch's compile-cache keys.
 
 torch's caches see the graph that fxfuse hands on, but not the bodies of the ops in it: after a changed kernel a new
-process would get the old code. The tag is a hash of every source file that such a body can come from.
+process would get the old code. The tag is a hash of every source file that such a body can come from, and of the
+functions themselves, which need not come from a file, and may hold values that no file shows.
 """
 
 from __future__ import annotations
@@ -11,23 +12,46 @@ import hashlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from fxfuse.authoring import Pattern
-from fxfuse.kernels import kernels_for
+import torch
+
+import fxfuse
+from fxfuse.authoring import Pattern, Region
+from fxfuse.fingerprint import fingerprint
+from fxfuse.kernels import Kernel, kernels_for
 
 
-def tag(patterns: Iterable[Pattern]) -> str:
-    """A hash over fxfuse itself, the packs of these patterns and the modules of their kernels."""
-    digest = hashlib.sha256()
-    roots = {os.path.dirname(__file__)}
-    for pattern in patterns:
-        roots.add(_root_of(pattern.function))
-        roots.update(_root_of(k.function) for k in kernels_for(pattern.name).values())
-    for root in sorted(roots):
+def tag(patterns: Iterable[Pattern], *more: Any) -> str:
+    """A hash over fxfuse itself, these patterns, their packs and their kernels, and ``more``."""
+    patterns = list(patterns)
+    digest = hashlib.sha256(f"{fxfuse.__version__} {torch.__version__}".encode())
+    for root in sorted(_roots(patterns)):
         digest.update(_hash_tree(root).encode())
+    for pattern in patterns:
+        digest.update(fingerprint(_pattern(pattern)).encode())
+    digest.update(fingerprint(more).encode())
     return f"fxfuse-{digest.hexdigest()[:24]}"
+
+
+def _roots(patterns: Iterable[Pattern]) -> Iterator[str]:
+    yield os.path.dirname(__file__)
+    for pattern in patterns:
+        yield _root_of(pattern.function)
+        yield from (_root_of(kernel.function) for kernel in kernels_for(pattern.name).values())
+
+
+def _pattern(pattern: Pattern) -> tuple[Any, ...]:
+    kernels = sorted(kernels_for(pattern).values(), key=lambda k: k.name)
+    written = pattern.globs if isinstance(pattern, Region) else (repr(pattern.captures), pattern.function)
+    own = (pattern.name, pattern.priority, written, tuple(pattern.constraints))
+    return (*own, tuple(map(_kernel, kernels)))
+
+
+def _kernel(kernel: Kernel) -> tuple[Any, ...]:
+    derived = tuple((name, transform.describe(), type(transform)) for name, transform in kernel.derive)
+    return (kernel.name, kernel.function, kernel.requires, derived, kernel.backward, kernel.default, kernel.parameters)
 
 
 def _root_of(function: Callable[..., Any]) -> str:
@@ -47,8 +71,8 @@ def _root_of(function: Callable[..., Any]) -> str:
 @functools.cache
 def _hash_tree(root: str) -> str:
     digest = hashlib.sha256()
-    if not os.path.exists(root):  # no source at hand: nothing that could be seen to change
-        return root
+    if not os.path.exists(root):  # no source at hand: the functions' own bytes are all that there is
+        return ""
     files = [root] if os.path.isfile(root) else sorted(_sources(root))
     for file in files:
         digest.update(os.path.relpath(file, root).encode())

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from fxfuse import compat
-from fxfuse.engine import fuse, with_graph_number
+from fxfuse.engine import Fused, fuse, with_graph_number
 from fxfuse.errors import CaptureError
 from fxfuse.expectations import judge
+from fxfuse.numerics.state import preserved
 from fxfuse.options import Options, parse
 from fxfuse.report import Report
 
@@ -26,8 +27,8 @@ def explain(
 ) -> Report:
     """What ``torch.compile(model, backend="fxfuse", options=options)`` would do on this call.
 
-    The model runs once, in eager; random state is restored; no parameter is moved. Sites of all graphs are in one
-    report, with absolute module paths.
+    The model runs once, in eager; random state, buffers and tensors that it writes in place are restored; no parameter
+    is moved. Sites of all graphs are in one report, with absolute module paths.
 
     Args:
         model: a module or function; one that is compiled already is looked at underneath.
@@ -40,8 +41,7 @@ def explain(
         CaptureError: Dynamo captured no graph.
         TypeError: ``args`` is not a sequence of positional arguments.
     """
-    if isinstance(args, torch.Tensor) or not isinstance(args, Sequence):
-        raise TypeError(f"explain takes args as a tuple of positional arguments; given {type(args).__name__}.")
+    args = positional("explain", args)
     parsed = parse(options)
     reports = capture(model, args, kwargs or {}, parsed)
     merged = merge(reports, parsed)
@@ -49,8 +49,28 @@ def explain(
     return merged
 
 
-def capture(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options) -> list[Report]:
-    """One report for each graph that Dynamo captures in one eager call of the model."""
+def positional(caller: str, args: Any) -> Sequence[Any]:
+    """The positional arguments of a call, as they were given; a lone tensor is the usual mistake."""
+    if isinstance(args, torch.Tensor) or not isinstance(args, Sequence):
+        raise TypeError(f"{caller} takes args as a tuple of positional arguments; given {type(args).__name__}.")
+    return args
+
+
+Runner = Callable[[fx.GraphModule, Fused], Callable[..., Any]]
+
+
+def capture(
+    model: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: Options,
+    runner: Runner = lambda gm, fused: gm.forward,
+) -> list[Report]:
+    """One report for each graph that Dynamo captures in one eager call of the model.
+
+    Args:
+        runner: gives what runs a captured graph, for whoever wants to see its values.
+    """
     model = getattr(model, "_orig_mod", model)
     names: dict[int, list[str]] = {}
     if isinstance(model, torch.nn.Module):
@@ -67,12 +87,13 @@ def capture(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options:
         try:
             fused = fuse(gm, examples, options, names=names)
             reports.append(with_graph_number(fused.report, len(reports)))
+            return saved.guarding(gm, runner(gm, fused))
         except Exception as error:  # Dynamo would wrap it; it is raised below as it is
             failures.append(error)
-        return gm.forward
+            return gm.forward
 
     try:
-        with _underneath(model), torch.random.fork_rng(devices=_devices()), compat.without_recompile_limits():
+        with _underneath(model), preserved(model, args, kwargs) as saved, compat.without_recompile_limits():
             compat.isolated_compile(model, look)(*args, **kwargs)
     finally:
         for code, entries in looked_at.items():
@@ -119,7 +140,3 @@ def _underneath(model: Any) -> Iterator[None]:
     finally:
         for module, call in zip(compiled, saved, strict=True):
             module._compiled_call_impl = call
-
-
-def _devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 import fxfuse
-from fxfuse import demo
+from fxfuse import check, demo
 
 # Each command is a module with SUMMARY, add_arguments(parser) and run(args) -> exit code. It imports torch in `run`,
 # so that help, version and Ctrl-C answer at once.
-COMMANDS = {"demo": demo}
+COMMANDS = {"check": check, "demo": demo}
 
 INTERRUPTED = 130  # what shells expect of a process ended by SIGINT
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, FxfuseError):
             raise
         print(f"fxfuse {args.command}: {error}", file=sys.stderr)
-        return 1
+        return int(getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

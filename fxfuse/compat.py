@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,25 +24,36 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "ambient_autocast",
+    "aot_input",
     "code_being_compiled",
     "compile_cache_in",
     "compile_fx",
     "constant_source",
+    "core_decompositions",
     "cpu_multiplies_bf16",
+    "custom_graph_pass",
     "detect_fake_mode",
     "dispatch_mode_active",
+    "dynamo_placeholders",
     "forget_code",
+    "inductor_decompositions",
     "inductor_options",
     "is_fullgraph",
     "is_functorch_wrapped_tensor",
     "isolated_compile",
+    "make_fx",
     "mode_names",
     "mode_options",
     "no_torch_function",
+    "shape_env_of",
     "size_hint",
+    "static_aot_inputs",
     "statically_known_true",
     "storage_holders",
     "tagged_cache",
+    "validate_program",
+    "without_autocast",
+    "without_new_guards",
     "without_recompile_limits",
 ]
 
@@ -71,6 +82,73 @@ def compile_fx(
 
     compiled: Any = inductor(gm, list(example_inputs), config_patches=config_patches or None)
     return compiled
+
+
+def make_fx(
+    function: Callable[..., Any],
+    examples: Sequence[Any],
+    *,
+    decompositions: Mapping[Any, Any] | None = None,
+    pre_dispatch: bool = False,
+) -> fx.GraphModule:
+    """``function`` on these fake tensors as an ATen graph, with example values under ``val``."""
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch.fx.experimental.proxy_tensor import make_fx as trace
+
+    with enable_python_dispatcher():
+        return trace(function, decomposition_table=dict(decompositions or {}), pre_dispatch=pre_dispatch)(*examples)
+
+
+def inductor_decompositions() -> Mapping[Any, Any]:
+    """What Inductor decomposes, so that its lowering meets nothing else."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    table: Mapping[Any, Any] = select_decomp_table()
+    return table
+
+
+def core_decompositions() -> Mapping[Any, Any]:
+    """What `ExportedProgram.run_decompositions` decomposes where it is told nothing else."""
+    return dict(torch.export.default_decompositions().items())
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Autocast off for every device type: an ATen graph has its casts written out."""
+    with torch._C._DisableAutocast():
+        yield
+
+
+@contextlib.contextmanager
+def without_new_guards(shape_env: Any) -> Iterator[None]:
+    """Raise RuntimeError where tracing would make a symbolic size a constant, or otherwise constrain it."""
+    freeze = getattr(shape_env, "error_on_new_guards", None)
+    if freeze is not None:
+        with freeze():
+            yield
+        return
+    known = len(getattr(shape_env, "guards", ()))  # an older torch: told afterwards
+    yield
+    if len(getattr(shape_env, "guards", ())) != known:
+        raise RuntimeError(f"a symbolic size was constrained: {shape_env.guards[known].expr}")
+
+
+def custom_graph_pass() -> type:
+    """The base class by which Inductor knows a custom pass that names itself in cache keys."""
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    return CustomGraphPass
+
+
+def shape_env_of(values: Sequence[Any]) -> Any:
+    """The environment of the symbolic sizes among these example values, or None."""
+    mode = detect_fake_mode([v for v in values if isinstance(v, FakeTensor)])
+    return mode.shape_env if mode is not None else None
+
+
+def validate_program(program: Any, gm: fx.GraphModule, signature: Any) -> None:
+    """Raise what `ExportedProgram` raises where it would not take this graph with this signature."""
+    program._update(gm, signature)
 
 
 @contextlib.contextmanager
@@ -183,6 +261,46 @@ def code_being_compiled() -> Any:
     frames: Any = torch._C._dynamo.eval_frame
     count = getattr(frames, "_get_total_cache_entry_count", None)  # torch >= 2.13
     return code, count(code) if count is not None else len(frames._debug_get_cache_entry_list(code))
+
+
+def dynamo_placeholders() -> list[fx.Node]:
+    """The inputs of the graph whose backend Dynamo calls now, with their sources; empty outside."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        graph = InstructionTranslator.current_tx().output.graph
+    except (AttributeError, IndexError):
+        return []
+    return list(graph.find_nodes(op="placeholder"))
+
+
+def aot_input(node: fx.Node) -> tuple[str, Any] | None:
+    """What AOTAutograd says of a placeholder: ("parameter", its path), ("buffer", its path), ("plain", its place among
+    the inputs of the graph that AOTAutograd was given) or ("other", 0). None where it says nothing."""
+    described = node.meta.get("desc")
+    if described is None:
+        return None
+    from torch._functorch._aot_autograd import descriptors
+
+    if isinstance(described, descriptors.ParamAOTInput):
+        return "parameter", described.target
+    if isinstance(described, descriptors.BufferAOTInput):
+        return "buffer", described.target
+    if isinstance(described, descriptors.PlainAOTInput):
+        return "plain", described.idx
+    return "other", 0
+
+
+def static_aot_inputs() -> frozenset[int]:
+    """The places, among the inputs that AOTAutograd was given, of those that Dynamo knows to be the model's own.
+
+    Empty outside of a compile, and where AOTAutograd was given another graph than Dynamo's.
+    """
+    from torch._guards import TracingContext
+
+    context = TracingContext.try_get()
+    metadata = context.fw_metadata if context is not None else None
+    return frozenset(getattr(metadata, "static_input_indices", None) or ())
 
 
 def forget_code(code: Any) -> None:

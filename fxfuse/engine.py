@@ -16,19 +16,23 @@ from torch import fx
 
 import fxfuse
 from fxfuse import paths
+from fxfuse.authoring import Pattern, Region
 from fxfuse.authoring.captures import is_scalar
 from fxfuse.describe import reason_record
 from fxfuse.errors import OptionError, warn_once
-from fxfuse.kernels import Kernel, SiteFacts, choose, named, reference
-from fxfuse.match import Failure, Found, Match, find_sites, select
+from fxfuse.kernels import Kernel, SiteFacts, candidates, choose, named, reference
+from fxfuse.match import Failure, Found, Match, find_regions, find_sites, select
 from fxfuse.options import Options
-from fxfuse.params import Derived, NotShareable, Transform
+from fxfuse.params import Derived, NotShareable
 from fxfuse.params.share import find, require_shareable
-from fxfuse.report import Report, Site
-from fxfuse.rewriting import Editor
+from fxfuse.report import Numbers, Report, Site
+from fxfuse.rewriting import Dialect, Editor, RewriteError
 from fxfuse.view import Leaf, Value, View
 from fxfuse.view.effects import body_of
 from fxfuse.view.leaves import LeafKind, classify, innermost_roots, stack_path
+
+_KEPT = {"DISABLED", "NO_KERNEL", "COST", "REWRITE_ERROR", "VERIFY"}
+"""Why a match may be left to the inner compiler on purpose."""
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Plan:
     why: str
     failure: Failure | None = None
     notes: tuple[str, ...] = ()
+    numbers: Numbers | None = None
 
 
 @dataclass
@@ -56,6 +61,17 @@ class Body:
         return [*self.plans, *(p for body in self.bodies for p in body.all_plans())]
 
 
+@dataclass(frozen=True)
+class Rewritten:
+    """A match that was rewritten: by which editor and kernel, and its place among the report's sites."""
+
+    editor: Editor
+    match: Match
+    kernel: Kernel
+    placement: str
+    site: int
+
+
 @dataclass
 class Fused:
     """A rewritten copy of a graph. ``derived`` are the inputs it has beyond the captured graph's."""
@@ -64,6 +80,13 @@ class Fused:
     report: Report
     derived: tuple[Derived, ...] = ()
     changed: bool = False
+    editors: tuple[Editor, ...] = ()
+    rewritten: tuple[Rewritten, ...] = ()
+
+    def commit(self) -> None:
+        """Make the captured graph (and the bodies inside it) what the rewritten copy is, in place."""
+        for editor in self.editors:
+            editor.commit()
 
 
 def fuse(
@@ -73,6 +96,8 @@ def fuse(
     *,
     names: Mapping[int, Sequence[str]] | None = None,
     may_add_inputs: bool = True,
+    leaves: Sequence[Leaf] | None = None,
+    dialect: Dialect | None = None,
 ) -> Fused:
     """Match ``options.patterns`` in ``gm`` and rewrite a copy of it.
 
@@ -80,13 +105,15 @@ def fuse(
         examples: the live arguments of this graph, in order (may be empty: then what is a parameter is told by meta).
         names: ``id`` of a parameter -> its full paths, where the caller knows the model.
         may_add_inputs: whether the caller can feed derived weights to the graph as further arguments.
+        leaves: what each placeholder is, where the caller knows.
+        dialect: what operations the graph is written in; told from the graph where the caller does not know.
 
     Raises:
         OptionError: a kernel that the options name cannot run at a site.
     """
     versions = {"fxfuse": fxfuse.__version__, "torch": torch.__version__}
     report = Report(nodes=len(gm.graph.nodes), options=options.describe(), versions=versions)
-    work = _Work(gm, examples, options, names or {}, report, may_add_inputs)
+    work = _Work(gm, examples, options, names or {}, report, may_add_inputs, leaves, dialect)
     return work.run()
 
 
@@ -99,6 +126,8 @@ class _Work:
         names: Mapping[int, Sequence[str]],
         report: Report,
         may_add_inputs: bool,
+        leaves: Sequence[Leaf] | None,
+        dialect: Dialect | None,
     ) -> None:
         self.gm = gm
         self.examples = examples
@@ -106,12 +135,16 @@ class _Work:
         self.names = names
         self.report = report
         self.may_add_inputs = may_add_inputs
+        self.leaves = leaves
+        self.dialect = dialect
+        self.editors: list[Editor] = []
         self.ambient_grad = torch.is_grad_enabled()
+        self.rewritten: list[Rewritten] = []
 
     def run(self) -> Fused:
         clock = time.perf_counter
         start = clock()
-        view = View(self.gm.graph, self.examples)
+        view = View(self.gm.graph, self.examples, leaves=self.leaves)
         plans = self._plans(view, in_body=not self.may_add_inputs)
         bodies = self._bodies(self.gm, view)
         self.report.seconds["match"] = clock() - start
@@ -122,8 +155,8 @@ class _Work:
         gm = self.gm
         derived: tuple[Derived, ...] = ()
         if wanted:
-            editor = Editor(self.gm)
-            sites += self._apply(plans, editor)
+            editor = self._editor(self.gm)
+            self._apply(plans, editor, sites)
             new_bodies = {body.attribute: self._rewrite_body(body, sites) for body in bodies}
             gm = editor.finish(new_bodies)
             derived = tuple(editor.derived)
@@ -131,7 +164,12 @@ class _Work:
             sites += [self._site(p, ()) for p in every]
         self.report.seconds["rewrite"] = clock() - start
         self.report.sites = tuple(sites)
-        return Fused(gm, self.report, derived, wanted)
+        return Fused(gm, self.report, derived, wanted, tuple(self.editors), tuple(self.rewritten))
+
+    def _editor(self, gm: fx.GraphModule) -> Editor:
+        editor = Editor(gm, self.dialect)
+        self.editors.append(editor)
+        return editor
 
     # --- what to do with each match ---------------------------------------------------------------------------------
 
@@ -139,7 +177,7 @@ class _Work:
         found: list[Found] = []
         for pattern in self.options.patterns:
             asked = pattern.name in self.options.named
-            found += [site for site in find_sites(view, pattern) if asked or site.is_near]
+            found += [site for site in self._find(view, pattern) if asked or site.is_near]
         for site in found:
             if (
                 site.match is not None
@@ -147,8 +185,14 @@ class _Work:
                 and not paths.selected(self._modules(site), self.options.paths)
             ):
                 site.reason = Failure("DISABLED", f"outside paths={list(self.options.paths)}", operand=site.seed)
-        select(found)
+        found = select(found)
         return [self._guarded_plan(site, in_body) for site in found]
+
+    def _find(self, view: View, pattern: Pattern) -> list[Found]:
+        return find_regions(view, pattern, self._absolute) if isinstance(pattern, Region) else find_sites(view, pattern)
+
+    def _absolute(self, path: str) -> str:
+        return paths.absolute(path, list(self._known.values()))
 
     def _guarded_plan(self, site: Found, in_body: bool) -> Plan:
         """The plan, where no requirement of a kernel fails on the way: one faulty kernel may not cost other sites."""
@@ -199,7 +243,8 @@ class _Work:
                 continue
             holders = sum(n.op == "placeholder" for n in body.graph.nodes)
             view = View(body.graph, leaves=[Leaf(LeafKind.PARAMETER, "")] * holders)
-            sites = [s for pattern in self.options.patterns for s in find_sites(view, pattern) if s.match is not None]
+            patterns = [p for p in self.options.patterns if not isinstance(p, Region)]
+            sites = [s for pattern in patterns for s in find_sites(view, pattern) if s.match is not None]
             for site in sites:
                 what = f"inside the body of {outer or node.target.name()}, which fxfuse does not open"
                 site.reason = Failure("REGION", what, operand=site.seed)
@@ -212,8 +257,8 @@ class _Work:
         if not any(plan.kernel for plan in body.all_plans()):
             sites += [self._site(plan, ()) for plan in body.all_plans()]
             return body.gm
-        editor = Editor(body.gm)
-        sites += self._apply(body.plans, editor)
+        editor = self._editor(body.gm)
+        self._apply(body.plans, editor, sites)
         return editor.finish({inner.attribute: self._rewrite_body(inner, sites) for inner in body.bodies})
 
     def _plan(self, site: Found, in_body: bool) -> Plan:
@@ -243,9 +288,12 @@ class _Work:
                 notes = () if placement == "auto" else (f"weights={placement!r} does not apply: {why}",)
                 return Plan(site, plain, "separate", other, notes=notes)
         if kernel is None and pattern.name in self.options.named:
-            return Plan(
-                site, reference(pattern), "separate", f"the pattern was named, and no other kernel can run: {why}"
-            )
+            able = [made for made, problem in candidates(pattern, facts) if problem is None]
+            if able:
+                kernel, why = able[0], "the pattern was named, and this is the narrowest kernel that can run"
+            elif not isinstance(pattern, Region):
+                asked = f"the pattern was named, and no other kernel can run: {why}"
+                return Plan(site, reference(pattern), "separate", asked)
         if kernel is None:
             return Plan(site, None, "", "", Failure("NO_KERNEL", why, operand=match.root))
         return self._place(site, kernel, why, placement, facts, in_body)
@@ -282,8 +330,9 @@ class _Work:
             return "REQUIRES_GRAD: the sources must stay differentiable operands"
         if in_body:
             return "its graph cannot be given another input (the body of a higher-order op, or a rewrite in place)"
-        for _, transform in kernel.derive:
-            sources = self._sources(site.match, transform)
+        for _, declared in kernel.derive:
+            transform, captured = declared.settle(site.match.captures)
+            sources = self._sources(captured)
             if sources is None:
                 return "the live parameters are not at hand"
             if placement == "copy":
@@ -302,10 +351,9 @@ class _Work:
                 return str(refused)
         return None
 
-    def _sources(self, match: Match, transform: Transform) -> list[torch.Tensor] | None:
+    def _sources(self, captured: Sequence[Any]) -> list[torch.Tensor] | None:
         out = []
-        for name in transform.sources:
-            value = match.captures[name]
+        for value in captured:
             position = value.leaf.position if isinstance(value, Value) and value.leaf is not None else None
             example = self.examples[position] if position is not None and position < len(self.examples) else None
             if not isinstance(example, torch.Tensor) or isinstance(example, torch._subclasses.FakeTensor):
@@ -315,9 +363,11 @@ class _Work:
 
     # --- doing it ---------------------------------------------------------------------------------------------------
 
-    def _apply(self, plans: Sequence[Plan], editor: Editor) -> list[Site]:
-        sites = []
+    def _apply(self, plans: Sequence[Plan], editor: Editor, sites: list[Site]) -> None:
         for plan in plans:
+            by_path = isinstance(plan.found.pattern, Region)  # whose kernel no reference vouches for
+            if plan.kernel is not None and (self.options.verify or by_path):
+                self._try(plan, editor)
             if plan.kernel is None:
                 sites.append(self._site(plan, ()))
                 continue
@@ -329,24 +379,37 @@ class _Work:
                     raise
                 what = f"{type(error).__name__}: {error}".splitlines()[0]
                 warn_once(f"fxfuse leaves a site as it is (REWRITE_ERROR): {what}")
-                plan.failure = Failure("REWRITE_ERROR", what, operand=plan.found.match.root)
+                code = error.code if isinstance(error, RewriteError) else "REWRITE_ERROR"
+                plan.failure = Failure(code, what, operand=plan.found.match.root)
                 plan.kernel = None
                 sites.append(self._site(plan, ()))
                 continue
+            self.rewritten.append(Rewritten(editor, plan.found.match, plan.kernel, plan.placement, len(sites)))
             sites.append(self._site(plan, made))
-        return sites
+
+    def _try(self, plan: Plan, editor: Editor) -> None:
+        """Measure the site on random inputs, and leave it as it is where it cannot be trusted."""
+        from fxfuse.numerics.trial import trial  # only with verify=True
+
+        match, kernel = plan.found.match, plan.kernel
+        assert match is not None
+        assert kernel is not None
+        verdict = trial(editor, match, kernel, plan.placement, self.examples)
+        plan.numbers = verdict.numbers
+        if verdict.problem is not None:
+            plan.kernel, plan.failure = None, Failure("VERIFY", verdict.problem, operand=match.root)
 
     def _site(self, plan: Plan, made: Sequence[fx.Node]) -> Site:
         found, failure = plan.found, plan.failure
         outcome = "rewritten"
         if failure is not None:
-            kept = found.match is not None and failure.code in {"DISABLED", "NO_KERNEL", "COST", "REWRITE_ERROR"}
-            outcome = "kept" if kept else "missed"
+            outcome = "kept" if found.match is not None and failure.code in _KEPT else "missed"
         match = found.match
         shared = extra = 0
         if plan.kernel is not None and match is not None:
             for _, transform in plan.kernel.derive:
-                size = sum(v.meta.nbytes for s in transform.sources if isinstance(v := match.captures[s], Value))
+                _, sources = transform.settle(match.captures)
+                size = sum(v.meta.nbytes for v in sources if isinstance(v, Value))
                 shared += size if plan.placement == "share" else 0
                 extra += size if plan.placement == "copy" else 0
         values = match.interior if match is not None else ()
@@ -371,13 +434,14 @@ class _Work:
             detail=reason_record(failure) if failure is not None else None,
             also=tuple(reason_record(f) for f in failure.also[:4]) if failure is not None else (),
             notes=plan.notes,
+            numbers=plan.numbers,
         )
 
     def _modules(self, found: Found) -> tuple[str, ...]:
         """The modules whose forward made the site, by the paths that the site's own parameters have."""
         stacks = innermost_roots([stack_path(n) for n in found.nodes])
-        captures = found.match.captures.values() if found.match is not None else ()
-        own = {v.leaf.position for v in captures if isinstance(v, Value) and v.leaf is not None}
+        captured = found.match.captured_values() if found.match is not None else ()
+        own = {v.leaf.position for v in captured if v.leaf is not None}
         pairs = [pair for position, pair in self._known.items() if position in own] or list(self._known.values())
         return tuple(paths.absolute(module, pairs) for module in stacks)
 
@@ -395,7 +459,7 @@ class _Work:
 
 def _facts(match: Match, ambient_grad: bool) -> SiteFacts:
     grad = match.view.effects.grad_enabled(match.root.node, ambient_grad)
-    inputs = [v for v in match.captures.values() if isinstance(v, Value) and v.shape is not None]
+    inputs = [v for v in match.captured_values() if v.shape is not None]
     first = next((v for v in inputs if v.leaf is None or v.leaf.kind is LeafKind.INPUT), inputs[0])
     rows: Any = 1
     for size in (first.shape or (1,))[:-1]:
@@ -413,7 +477,7 @@ def _facts(match: Match, ambient_grad: bool) -> SiteFacts:
         variant=match.variant,
         present=frozenset(name for name, v in match.captures.items() if v is not None),
         symbolic_scalars=frozenset(
-            name for name, v in match.captures.items() if is_scalar(captures[name]) and isinstance(v, Value)
+            name for name, capture in captures.items() if is_scalar(capture) and isinstance(match.captures[name], Value)
         ),
         needs_grad=grad and any(getattr(v.meta, "requires_grad", False) for v in inputs),
     )

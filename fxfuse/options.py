@@ -42,6 +42,7 @@ class Options:
     inner_options: tuple[tuple[str, Any], ...] = ()
     mode: str | None = None
     report_dir: str | None = None
+    verify: bool = False
 
     def kernels_named(self, pattern: str) -> tuple[str, ...]:
         """The kernels that the user named for a pattern, in order of preference; ``("off",)``; or none."""
@@ -71,7 +72,6 @@ VALID = (
     "add",
     "drop",
     *(f.name for f in dataclasses.fields(Options) if f.name not in {"patterns", "named"}),
-    "verify",
 )
 
 
@@ -112,8 +112,6 @@ def parse(options: Mapping[str, Any] | None = None, *, mode: str | None = None, 
             _known_pattern(key, name)
             if name not in active:
                 raise OptionError(f"{key} counts {name!r}, which is not among the active patterns: {sorted(active)}.")
-    if given.get("verify", False) not in (False, None):
-        raise OptionError(f"verify takes False in this version; given {given['verify']!r}.")
     if out.get("mode") is not None and out.get("inner", "inductor") != "inductor":
         raise OptionError(f"mode={out['mode']!r} is Inductor's; it cannot go with inner={out['inner']!r}.")
     return Options(**out)
@@ -241,6 +239,12 @@ def _directory(key: str, value: Any) -> str | None:
     return None if value is None else os.fspath(value)
 
 
+def _switch(key: str, value: Any) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise OptionError(f"{key} is True or False; given {value!r}.")
+    return bool(value)
+
+
 def _mode(key: str, value: Any) -> str | None:
     return None if value is None else str(_one_of(mode_names())(key, value))
 
@@ -258,4 +262,5 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "inner_options": _inner_options,
     "mode": _mode,
     "report_dir": _directory,
+    "verify": _switch,
 }

@@ -19,6 +19,24 @@ def hits(glob: str, path: str) -> bool:
     return _compiled(glob.removeprefix("!")).fullmatch(path) is not None
 
 
+@functools.cache
+def _capturing(glob: str) -> re.Pattern[str]:
+    wild = {"**": "(.*)", "*": r"([^.]*)"}
+    return re.compile("".join(wild.get(piece) or re.escape(piece) for piece in re.split(r"(\*\*|\*)", glob)))
+
+
+def binding(glob: str, path: str) -> tuple[str, ...] | None:
+    """What the wildcards stand for where the glob names exactly this module; None where it does not."""
+    hit = _capturing(glob).fullmatch(path)
+    return hit.groups() if hit is not None else None
+
+
+def filled(glob: str, values: Sequence[str]) -> str:
+    """The glob with its wildcards replaced, in order."""
+    rest = iter(values)
+    return re.sub(r"\*\*|\*", lambda _: next(rest), glob)
+
+
 def selected(modules: Sequence[str], globs: Sequence[str]) -> bool:
     """Whether a site is wanted: one of its modules is hit by a glob, none by one that begins with ``!``."""
     wanted = [g for g in globs if not g.startswith("!")]

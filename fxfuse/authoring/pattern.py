@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from torch import fx
 
-from fxfuse.authoring.captures import Capture, Dim, is_optional
-from fxfuse.authoring.terms import Line, OpTerm
-from fxfuse.authoring.trace import captures_of, run_reference, trace
+from fxfuse.authoring.captures import Capture, Shaped
+from fxfuse.authoring.keys import has_nested_alternatives
+from fxfuse.authoring.markers import run_reference
+from fxfuse.authoring.sizes import Dim
+from fxfuse.authoring.terms import Line, ManyTerm, TermGraph
+from fxfuse.authoring.trace import captures_of, trace
 from fxfuse.errors import PatternError
 
 Constraint = Callable[[Any], None]
@@ -24,6 +28,7 @@ class Pattern:
         name: unique in its pack.
         captures: name -> capture, in declaration order.
         choices: ``one_of`` name -> labels; a match's variant has one label for each choice on its way.
+        forms: what is searched for: one graph of terms, or several where the absence of optional captures changes it.
         priority: higher wins where two sites overlap.
     """
 
@@ -34,29 +39,40 @@ class Pattern:
         self.priority = priority
         self.line = Line(code.co_filename, code.co_firstlineno)
         self.captures: dict[str, Capture] = captures_of(function, name)
-        self.terms = trace(function, self.captures, name, self.line)
-        self.seeds = self.terms.seeds()
+        self.forms: tuple[TermGraph, ...] = trace(function, self.captures, name, self.line)
         self.constraints: list[Constraint] = []
         self.__doc__ = function.__doc__
         self.__name__ = name
 
+    @cached_property
+    def may_overlap_itself(self) -> bool:
+        """Whether one operation may be part of several of its matches, so that all of them must be looked for."""
+        kept = any(t.keep for form in self.forms for t in form.order)
+        return self.has_several_outputs or kept or any(map(has_nested_alternatives, self.forms))
+
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
-        return self.terms.choices
+        return {name: labels for form in self.forms for name, labels in form.choices.items()}
 
     @property
     def dims(self) -> tuple[Dim, ...]:
-        found = [d for c in self.captures.values() for d in getattr(c, "dims", ()) if isinstance(d, Dim)]
+        found = [d for c in self.captures.values() if isinstance(c, Shaped) for d in c.named_dims()]
         return tuple(dict.fromkeys(found))
 
     @property
     def size(self) -> int:
         """How many operations it spans; the default order of preference where sites overlap."""
-        return sum(isinstance(t, OpTerm) for t in self.terms.order)
+        return self.forms[0].operations
+
+    @property
+    def has_several_outputs(self) -> bool:
+        """Whether its kernels return a tuple."""
+        outputs = self.forms[0].outputs
+        return len(outputs) > 1 or isinstance(outputs[0], ManyTerm)
 
     def constraint(self, function: Constraint) -> Constraint:
         """Add a condition: ``function(match)`` calls ``match.require(condition, message, at=...)``."""
-        if len(inspect.signature(function).parameters) != 1:
+        if not callable(function) or len(inspect.signature(function).parameters) != 1:
             raise PatternError(f"a constraint of pattern {self.name!r} takes one argument, the match.")
         self.constraints.append(function)
         return function
@@ -71,19 +87,21 @@ class Pattern:
         rows = [f"{self.name}  ({self.line})"]
         captures: dict[str, Any] = dict(self.captures)  # every kind can describe itself
         for name, capture in captures.items():
-            optional = " optional" if is_optional(capture) else ""
-            kind = type(capture).__name__.strip("_")
-            rows.append(f"  {name}: {kind}{capture.describe()}{optional}")
+            rows.append(f"  {name}: {type(capture).__name__.strip('_')}{capture.describe()}")
         rows += [f"  one of {name}: {', '.join(labels)}" for name, labels in self.choices.items()]
-        rows.append(f"  searched from: {', '.join(dict.fromkeys(t.op for t in self.seeds))}")
+        if self.has_several_outputs:
+            rows.append(f"  returns: {', '.join(map(str, self.forms[0].outputs))}")
+        for form in self.forms:
+            without = f" without {', '.join(sorted(form.absent))}" if form.absent else ""
+            rows.append(f"  searched from{without}: {', '.join(dict.fromkeys(t.op for t in form.seeds))}")
         return "\n".join(rows)
 
     def match(self, gm: fx.GraphModule) -> list[Any]:
-        """All matches in a graph, in graph order; see ``fxfuse.match.Match``."""
-        from fxfuse.match import find_sites  # the matcher reads patterns; here the author asks for it
+        """The matches in a graph that would be rewritten, in graph order; see ``fxfuse.match.Match``."""
+        from fxfuse.match import find_sites, select  # the matcher reads patterns; here the author asks for it
         from fxfuse.view import View
 
-        return [s.match for s in find_sites(View(gm.graph), self) if s.match is not None and s.reason is None]
+        return [s.match for s in select(find_sites(View(gm.graph), self)) if s.match is not None and s.reason is None]
 
     def __copy__(self) -> Pattern:
         return self

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from fxfuse.authoring.captures import Capture
+from fxfuse.authoring.captures import Capture, is_many
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,10 @@ class Line:
 
 @dataclass(eq=False)
 class Term:
-    """A node of a pattern. ``line`` is where the author wrote it."""
+    """A node of a pattern. ``line`` is where the author wrote it; ``keep``: others may read its value, too."""
 
     line: Line
+    keep: bool = field(default=False, kw_only=True)
 
     def children(self) -> Iterator[Term]:
         return iter(())
@@ -42,7 +44,7 @@ class CaptureTerm(Term):
 
 @dataclass(eq=False)
 class OpTerm(Term):
-    """A canonical op. ``args`` maps argument names to terms, :class:`DtypeTerm` or literals."""
+    """A canonical op. ``args`` maps argument names to terms, :class:`DtypeTerm`, literals, or tuples of these."""
 
     op: str
     args: Mapping[str, Any]
@@ -51,8 +53,7 @@ class OpTerm(Term):
 
     def children(self) -> Iterator[Term]:
         for arg in self.args.values():
-            if isinstance(arg, Term):
-                yield arg
+            yield from terms_in(arg)
 
     def __str__(self) -> str:
         return f"{self.op}({', '.join(str(a) for a in self.args.values())})"
@@ -72,6 +73,34 @@ class ChoiceTerm(Term):
         return self.name
 
 
+@dataclass(eq=False)
+class ManyTerm(Term):
+    """Every reader of the shared values that is ``element``, at least ``least`` of them: an output of the pattern."""
+
+    element: Term
+    least: int
+
+    def children(self) -> Iterator[Term]:
+        yield self.element
+
+    @cached_property
+    def own(self) -> frozenset[Term]:
+        """The terms that each sibling has for itself: those that a ``many`` capture is part of."""
+        memo: dict[Term, bool] = {}
+
+        def depends(term: Term) -> bool:
+            if term not in memo:
+                here = isinstance(term, CaptureTerm) and is_many(term.capture)
+                memo[term] = any([here, *map(depends, term.children())])
+            return memo[term]
+
+        depends(self.element)
+        return frozenset(t for t, yes in memo.items() if yes)
+
+    def __str__(self) -> str:
+        return f"many {self.element}"
+
+
 @dataclass(frozen=True)
 class DtypeTerm:
     """The dtype of another term: ``x.dtype``."""
@@ -82,11 +111,28 @@ class DtypeTerm:
         return f"{self.of}.dtype"
 
 
-@dataclass
-class TermGraph:
-    """A pattern's terms: the root, every term in topological order, and who uses which."""
+def terms_in(arg: Any) -> Iterator[Term]:
+    """The terms of an argument, which may be a tuple of them."""
+    if isinstance(arg, Term):
+        yield arg
+    elif isinstance(arg, tuple):
+        for item in arg:
+            yield from terms_in(item)
 
-    root: Term
+
+@dataclass(eq=False)
+class TermGraph:
+    """A pattern's terms: its outputs, every term in topological order, and who uses which.
+
+    Attributes:
+        absent: optional captures that this form of the pattern was traced without.
+        primary: the output from which a search climbs first; of a ``many``, its element.
+        seeds: the terms to start a search from: distinctive ops nearest the primary output, one of which every match
+            contains.
+    """
+
+    outputs: tuple[Term, ...]
+    absent: frozenset[str] = frozenset()
     order: list[Term] = field(default_factory=list)
     parents: dict[Term, list[Term]] = field(default_factory=dict)
 
@@ -104,32 +150,57 @@ class TermGraph:
                     users.append(term)
             self.order.append(term)
 
-        visit(self.root)
+        for output in self.outputs:
+            visit(output)
+        self.primary, self.seeds = self._start()
+
+    def below(self, term: Term) -> frozenset[Term]:
+        """The term and everything that it is made of."""
+        found: dict[Term, None] = {}
+        pending = [term]
+        while pending:
+            at = pending.pop()
+            if at not in found:
+                found[at] = None
+                pending += at.children()
+        return frozenset(found)
+
+    @cached_property
+    def under(self) -> dict[Term, frozenset[Term]]:
+        """What each output is made of, of a ``many`` its element."""
+        roots = [o.element if isinstance(o, ManyTerm) else o for o in self.outputs]
+        return {root: self.below(root) for root in roots}
 
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
         return {t.name: tuple(t.alternatives) for t in self.order if isinstance(t, ChoiceTerm)}
 
-    def seeds(self) -> tuple[OpTerm, ...]:
-        """The terms to start a search from: distinctive ops nearest the root, one of which every match contains."""
+    @property
+    def operations(self) -> int:
+        return sum(isinstance(t, OpTerm) for t in self.order)
 
-        def cut(term: Term, depth: int) -> tuple[int, tuple[OpTerm, ...]] | None:
-            if isinstance(term, OpTerm) and term.distinctive:
-                return depth, (term,)
-            if isinstance(term, ChoiceTerm):
-                cuts = [cut(alternative, depth) for alternative in term.alternatives.values()]
-                if all(c is not None for c in cuts):
-                    found = [c for c in cuts if c is not None]
-                    terms = dict.fromkeys(t for _, ts in found for t in ts)
-                    return max(d for d, _ in found), tuple(terms)
-                return None
-            below = [c for c in (cut(child, depth + 1) for child in term.children()) if c is not None]
-            return min(below, key=lambda c: (c[0], len(c[1])), default=None)
+    def _start(self) -> tuple[Term, tuple[OpTerm, ...]]:
+        plain: list[Term] = [o for o in self.outputs if not isinstance(o, ManyTerm)]
+        roots = plain or [o.element for o in self.outputs if isinstance(o, ManyTerm)]
+        cuts = [(cut, root) for root in roots if (cut := _cut(root, 0)) is not None]
+        if cuts:
+            (_, seeds), root = min(cuts, key=lambda c: (c[0][0], len(c[0][1])))
+            return root, seeds
+        return roots[0], tuple(dict.fromkeys(_outermost(roots[0])))
 
-        found = cut(self.root, 0)
-        if found is not None:
-            return found[1]
-        return tuple(dict.fromkeys(_outermost(self.root)))
+
+def _cut(term: Term, depth: int) -> tuple[int, tuple[OpTerm, ...]] | None:
+    """Distinctive ops nearest to ``term``, one of which is in every match of it, with their depth."""
+    if isinstance(term, OpTerm) and term.distinctive:
+        return depth, (term,)
+    if isinstance(term, ChoiceTerm):
+        cuts = [_cut(alternative, depth) for alternative in term.alternatives.values()]
+        found = [c for c in cuts if c is not None]
+        if len(found) < len(cuts):
+            return None
+        return max(d for d, _ in found), tuple(dict.fromkeys(t for _, ts in found for t in ts))
+    below = [c for c in (_cut(child, depth + 1) for child in term.children()) if c is not None]
+    return min(below, key=lambda c: (c[0], len(c[1])), default=None)
 
 
 def _outermost(term: Term) -> Iterator[OpTerm]:

@@ -132,7 +132,13 @@ def _literal_eps(facts: SiteFacts) -> str | None:
     return "needs a literal eps; the site's is symbolic" if "eps" in facts.symbolic_scalars else None
 
 
-@kernel(PATTERN, name="triton_decode", device=("cpu",) if INTERPRETED else ("cuda",),
+def _decode_op() -> Any:
+    from fxfuse.kernels.triton.norm_gated_mlp_decode import op  # imports Triton, so not before it is needed
+
+    return op()
+
+
+@kernel(PATTERN, name="triton_decode", op=_decode_op, device=("cpu",) if INTERPRETED else ("cuda",),
         capability=None if INTERPRETED else (8, 0), rows=(0, 16), variants={"proj": {"separate"}},
         dtypes=(torch.bfloat16, torch.float16, torch.float32), when=_literal_eps)  # fmt: skip
 def triton_decode(
@@ -140,6 +146,4 @@ def triton_decode(
     *, eps: float, norm: str, act: str,
 ) -> Any:  # fmt: skip
     """At most 16 rows: two Triton kernels, each weight read once, as it is (kernels/triton/)."""
-    from fxfuse.kernels.triton.norm_gated_mlp_decode import op  # imports Triton, so not before it is needed
-
-    return op()(x, weight, gate, up, down, gate_bias, up_bias, down_bias, eps, norm, act)
+    return _decode_op()(x, weight, gate, up, down, gate_bias, up_bias, down_bias, eps, norm, act)

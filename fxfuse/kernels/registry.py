@@ -18,11 +18,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fxfuse import library
+from fxfuse.authoring.region import Region
 from fxfuse.errors import PatternError, unknown
 
 if TYPE_CHECKING:
     from fxfuse.authoring import Pattern
     from fxfuse.params import Transform
+
+
+CONSTANTS = "constants"
+"""The operand of a region's kernel that has the float literals of the region; a kernel need not take it."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class Kernel:
     backward: str | None = None
     default: bool = False
     takes: tuple[str, ...] | None = None
+    op: Callable[[], Any] | None = None
     owner: Pattern | None = field(default=None, compare=False)
 
     def implements(self, pattern: Pattern) -> bool:
@@ -121,7 +127,10 @@ class Kernel:
     def unmet(self, facts: SiteFacts, *, guard: bool = False) -> str | None:
         """Why this kernel cannot serve a site, or None."""
         taken = set(self.parameters) | {source for _, t in self.derive for source in t.sources}
-        ignored = sorted(facts.present - taken)
+        ignored = sorted(facts.present - taken - {CONSTANTS})
+        lacking = [p for p in self.parameters if p not in facts.present] if isinstance(self.owner, Region) else ()
+        if lacking:
+            return f"takes {lacking[0]}, which the site does not have; it has {', '.join(sorted(facts.present))}"
         if ignored:
             return f"does not take {ignored[0]}, which the site has"
         missing = [s for _, t in self.derive for s in t.sources if s not in facts.present]
@@ -150,6 +159,7 @@ def kernel(
     derive: Mapping[str, Transform] | None = None,
     backward: str | None = None,
     default: bool = False,
+    op: Callable[[], Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as an implementation of a pattern.
 
@@ -165,6 +175,8 @@ def kernel(
         derive: operand name -> transform of captures, e.g. ``{"gate_up": stack("gate", "up")}``.
         backward: ``"autograd"`` where autograd differentiates the function itself; None: inference only.
         default: whether it may be chosen without being named; needs a measurement or to be conservative.
+        op: registers the custom op that the function calls, where importing its module does not. A compiled graph
+            that a cache on disk held needs the op, and the function does not run for it.
 
     Raises:
         PatternError: a second kernel of that name for the pattern, or a parameter that the pattern does not have.
@@ -188,7 +200,7 @@ def kernel(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         owner = None if isinstance(pattern, str) else pattern
         derived = tuple((derive or {}).items())
-        made = Kernel(pattern_name, name, function, requires, derived, backward, default, owner=owner)
+        made = Kernel(pattern_name, name, function, requires, derived, backward, default, op=op, owner=owner)
         if name == REFERENCE:
             raise PatternError(f"kernel {name!r}: every pattern has one of this name, its reference; take another.")
         if owner is not None:
@@ -238,7 +250,9 @@ def _check_declaration(
 
 
 def check_signature(made: Kernel, pattern: Pattern) -> None:
-    """Raise where a kernel takes something that its pattern does not have."""
+    """Raise where a kernel takes something that its pattern does not have; a region's operands a site tells."""
+    if isinstance(pattern, Region):
+        return
     valid = {*pattern.captures, *pattern.choices, *(name for name, _ in made.derive)}
     for parameter in made.parameters:
         if parameter not in valid:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from fxfuse.authoring.captures import is_param
+from fxfuse.authoring.terms import OpTerm
 from fxfuse.compat import ambient_autocast, is_functorch_wrapped_tensor
+from fxfuse.match.matching import ConstraintFailed, Match
 from fxfuse.match.reasons import Failure
-from fxfuse.match.search import ConstraintFailed, Match
-from fxfuse.view import Value
+from fxfuse.safeguards import safeguard
+from fxfuse.view import Value, View
 from fxfuse.view.ops import READS_METADATA_ONLY
 
 
 def gate(match: Match) -> Failure | None:
     """The first reason why this match must not be rewritten, or None."""
-    for check in (_interior_is_not_captured, _no_other_readers, _no_writes, _one_region, _one_device, _constraints):
+    for check, safeguards in _GATES:
         failure = check(match)
-        if failure is not None:
+        if failure is not None and not any(s.lifted for s in safeguards if s.name.endswith(failure.code.lower())):
             return failure
     return None
 
@@ -40,42 +41,36 @@ def _constraints(match: Match) -> Failure | None:
 
 def _interior_is_not_captured(match: Match) -> Failure | None:
     covered = set(match.nodes)
-    for name, value in match.captures.items():
-        if isinstance(value, Value) and value.node in covered:
-            return Failure("BINDING", f"{name} from outside the site", f"its own part {value}", operand=value)
+    for name, captured in match.captures.items():
+        for value in captured if isinstance(captured, tuple) else (captured,):
+            if isinstance(value, Value) and value.node in covered:
+                return Failure("BINDING", f"{name} from outside the site", f"its own part {value}", operand=value)
     return None
 
 
 def _no_other_readers(match: Match) -> Failure | None:
     """Every node inside is read only inside. Reading a size or a dtype does not count: it needs no contents."""
-    view, covered = match.view, set(match.nodes)
-    term_of = {id(v): t for t, v in match.bound.items() if isinstance(v, Value)}
-    for value in match.interior:
-        if value is match.root or _casts_a_capture(match, value):
+    outputs = {id(v) for v in match.outputs}
+    inside = {*match.nodes, *match.seen_through}
+    of = {n: v for v in match.interior for n in (v.absorbed if id(v) in outputs else v.nodes)}
+    for node in (*of, *match.seen_through):
+        if node in match.staying:
             continue
-        outside = [n for n in value.nodes if n not in covered]
-        assert not outside
-        pending = list(value.nodes)
-        pending += [n for n in view.aliases(value) if n not in pending]
-        inside = covered | set(pending)
-        for node in pending:
-            for reader in node.users:
-                if reader in inside or _reads_metadata_only(reader):
-                    continue
-                code = "GRAPH_OUTPUT" if reader.op == "output" else "EXTERNAL_USE"
-                return Failure(code, value, None, term_of.get(id(value)), value, reader)
-    for node in match.root.absorbed:
         for reader in node.users:
-            if reader not in covered and not _reads_metadata_only(reader):
-                code = "GRAPH_OUTPUT" if reader.op == "output" else "EXTERNAL_USE"
-                return Failure(code, node.name, None, match.pattern.terms.root, match.root, reader)
+            if reader in inside or _reads_metadata_only(reader):
+                continue
+            code = "GRAPH_OUTPUT" if reader.op == "output" else "EXTERNAL_USE"
+            value = of.get(node) or match.view.value(node)
+            term = next((t for t, v in match.bound.items() if v is value and isinstance(t, OpTerm)), None)
+            return Failure(
+                code,
+                value if node in value.nodes and id(value) not in outputs else node.name,
+                None,
+                term,
+                value,
+                reader,
+            )
     return None
-
-
-def _casts_a_capture(match: Match, value: Value) -> bool:
-    """A cast of what the kernel gets anyway may be read by others too: it stays, and the kernel makes its own."""
-    source = match.view.operand(value.args["input"]) if value.op == "cast" and value.owner is None else None
-    return source is not None and any(source is captured for captured in match.captures.values())
 
 
 def _reads_metadata_only(reader: fx.Node) -> bool:
@@ -88,6 +83,7 @@ def _reads_metadata_only(reader: fx.Node) -> bool:
             torch.ops.aten.sym_size.int,
             torch.ops.aten.sym_stride.int,
             torch.ops.aten.sym_numel.default,
+            torch.ops.aten._assert_tensor_metadata.default,
         )
     return False
 
@@ -98,14 +94,10 @@ def _no_writes(match: Match) -> Failure | None:
     if not effects.writes:
         return None
     order = effects.order
-    first, last = order[match.nodes[0]], order[match.root.node]
-    values = [*match.interior, *(v for v in match.captures.values() if isinstance(v, Value))]
-    touched = {effects.family(v.node): v for v in values}
-    weights = {
-        effects.family(v.node): v
-        for name, v in match.captures.items()
-        if isinstance(v, Value) and is_param(match.pattern.captures[name])
-    }
+    first, last = order[match.nodes[0]], order[match.nodes[-1]]
+    captured = match.captured_values()
+    touched = {effects.family(v.node): v for v in [*match.interior, *captured]}
+    weights = {effects.family(v.node): v for v in match.weight_values()}
     for writer, targets in effects.writes:
         for target in targets:
             family = effects.family(target)
@@ -127,13 +119,13 @@ def _one_region(match: Match) -> Failure | None:
         name = str(ambient).removeprefix("torch.")
         what = f"autocast to {name} is on around the call; its casts leave no node, so the site is left as it is"
         return Failure("REGION", what, operand=root)
-    metas = (v.meta for v in (root, *match.captures.values()) if isinstance(v, Value))
+    metas = (v.meta for v in (*match.outputs, *match.captured_values()))
     if any(isinstance(m, torch.Tensor) and is_functorch_wrapped_tensor(m) for m in metas):
         return Failure("REGION", "inside a functorch transform (vmap, grad, ...) of the graph", operand=root)
     if not effects.switches:
         return None
     order = effects.order
-    first, last = order[match.nodes[0]], order[root.node]
+    first, last = order[match.nodes[0]], order[match.nodes[-1]]
     for position, switch in effects.switches:
         if first < position < last:
             return Failure("REGION", f"{switch.name} switches grad mode or autocast inside the site", operand=switch)
@@ -144,10 +136,48 @@ def _one_region(match: Match) -> Failure | None:
 
 def _one_device(match: Match) -> Failure | None:
     devices: dict[str, str] = {}
-    for name, value in match.captures.items():
-        if isinstance(value, Value) and value.device is not None:
-            devices.setdefault(str(value.device), name)
+    for name, captured in match.captures.items():
+        for value in captured if isinstance(captured, tuple) else (captured,):
+            if isinstance(value, Value) and value.device is not None and not is_scalar(match.pattern.captures[name]):
+                devices.setdefault(str(value.device), name)
     if len(devices) > 1:
         where = " and ".join(f"{name} on {device}" for device, name in devices.items())
         return Failure("CONSTRAINT", f"all operands must be on one device; found {where}", operand=match.root)
     return None
+
+
+def _no_cycle(match: Match) -> Failure | None:
+    """Nothing that the site reads may be computed from what it makes: one node cannot come before itself."""
+    order = match.view.effects.order
+    first = order[match.nodes[0]]
+    covered = set(match.nodes)
+    pending = [v.node for v in match.captured_values()]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        for source in node.all_input_nodes:
+            if source in covered and source in match.owned:
+                what = f"{node.name} is computed from {source.name}, a result of the site, and read by the site"
+                return Failure("CYCLE", what, operand=node, reader=node)
+            if source not in seen and order[source] > first:
+                seen.add(source)
+                pending.append(source)
+    return None
+
+
+_GATES = (
+    (_interior_is_not_captured, (safeguard("gate.binding", "a capture that the site itself makes"),)),
+    (
+        _no_other_readers,
+        (
+            safeguard("gate.external_use", "an interior value that is read outside the site"),
+            safeguard("gate.graph_output", "an interior value that the graph returns"),
+        ),
+    ),
+    (_no_cycle, (safeguard("gate.cycle", "a site that reads what is computed from its own results"),)),
+    (_no_writes, (safeguard("gate.mutation", "a write to what the site reads or makes, between its parts"),)),
+    (_one_region, (safeguard("gate.region", "a switch of grad mode or autocast at the site"),)),
+    (_one_device, ()),
+    (_constraints, (safeguard("gate.constraint", "a match that the pattern's own conditions refuse"),)),
+)
+"""Each gate with the safeguards that can lift it; the last part of a safeguard's name is the reason code."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fxfuse.authoring import Pattern
 from fxfuse.authoring.captures import is_optional
-from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term
+from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, ManyTerm, OpTerm, Term, TermGraph
+from fxfuse.match.feasible import equal_literal
 from fxfuse.match.reasons import Failure
-from fxfuse.match.search import equal_literal
 from fxfuse.view import Value, View
 from fxfuse.view.ops import SPECS
 
@@ -49,11 +48,11 @@ class Fit:
 
 
 class Probe:
-    """Scores one pattern around one seed value."""
+    """Scores one form of a pattern around one seed value."""
 
-    def __init__(self, view: View, pattern: Pattern) -> None:
+    def __init__(self, view: View, form: TermGraph) -> None:
         self.view = view
-        self.pattern = pattern
+        self.form = form
         self.memo: dict[tuple[int, int], Fit] = {}
         self.budget = _BUDGET
 
@@ -64,9 +63,10 @@ class Probe:
     def _climb(self, term: Term, at: Value, fit: Fit, holes: int) -> Fit:
         """``fit`` extended through the readers of ``at``, which is ``term``; past ``holes`` readers that are none."""
         self.memo[(id(term), id(at))] = fit
-        if term is self.pattern.terms.root:
+        parents = self.form.parents.get(term, ())
+        if not parents or isinstance(parents[0], ManyTerm):
             return fit
-        parent = self.pattern.terms.parents[term][0]
+        parent = parents[0]
         if isinstance(parent, ChoiceTerm):
             label = next(k for k, t in parent.alternatives.items() if t is term)
             chosen = Fit(fit.terms, fit.holes, {**fit.choices, parent.name: label}, fit.values)
@@ -86,8 +86,8 @@ class Probe:
         if holes == 0 or (spec is not None and spec.alias):  # a view stands for no computation
             return short
         above: Term = parent
-        while above is not self.pattern.terms.root:
-            above = self.pattern.terms.parents[above][0]
+        while self.form.parents.get(above):
+            above = self.form.parents[above][0]
             if isinstance(above, OpTerm):
                 break
         wanted = above.op if isinstance(above, OpTerm) else ""
@@ -150,6 +150,9 @@ class Probe:
                 continue
             if isinstance(wanted, Term):
                 total = total.add(self.fit(wanted, given))
+            elif isinstance(wanted, tuple) and isinstance(given, tuple) and len(wanted) == len(given):
+                for item, raw in zip(wanted, given, strict=True):
+                    total = total.add(self.fit(item, self.view.operand(raw)))
             elif not isinstance(wanted, DtypeTerm) and not equal_literal(wanted, given):
                 found = given if given is not None else dict(SPECS[term.op].params).get(name)
                 hole = Failure("LITERAL", f"{term.op} {name}={wanted}", f"{name}={found!r}", term, operand)

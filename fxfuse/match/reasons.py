@@ -30,7 +30,7 @@ CODES: dict[str, str] = {
     "COST": "the kernel was not measured to win here",
     "NO_KERNEL": "no registered kernel can run this site",
     "REWRITE_ERROR": "the rewrite failed; the original graph was compiled",
-    "VERIFY": "the fused site differs from the original by more than the contract allows",
+    "VERIFY": "the fused site is further from float64 than the contract allows, fails, or could not be measured",
     "DISABLED": "switched off by an option",
     "STEP_LIMIT": "the search was stopped before it was complete",
 }

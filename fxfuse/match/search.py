@@ -1,8 +1,10 @@
 """Complete search for one pattern: backtracking over alternatives, operand order and casts, from a seed outwards.
 
 The seed is a distinctive op that every match contains. Its operands are matched downwards; then the search climbs to
-the root through the readers of what is matched so far, and matches every other operand on the way. All choices are
-undone on failure, so the first solution that also passes the gates is found wherever one exists.
+the output through the readers of what is matched so far, and matches every other operand on the way; further outputs
+are reached the same way from what they share. All choices are undone on failure, so a solution that also passes the
+gates is found wherever one exists. What could never match there, whatever else is bound, is known beforehand
+(`Feasible`), so that alternatives are not tried over and over in vain.
 """
 
 from __future__ import annotations
@@ -11,119 +13,152 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import fx
 
 from fxfuse.authoring import Dim, Pattern
 from fxfuse.authoring.captures import is_input, is_optional, is_param, is_scalar
-from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term
+from fxfuse.authoring.sizes import evaluate, solve
+from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, ManyTerm, OpTerm, Term, TermGraph
+from fxfuse.match.feasible import Feasible, equal_literal, is_a_scalar, not_a_parameter
+from fxfuse.match.matching import Match
 from fxfuse.match.reasons import Failure
-from fxfuse.view import LeafKind, Value, View
+from fxfuse.safeguards import safeguard
+from fxfuse.view import Value, View
 from fxfuse.view.ops import SPECS
 from fxfuse.view.values import describe_tensor, dtype_name, same_size
 
 STEP_LIMIT = 20_000
+MOST_MATCHES = 64
+"""How many matches one seed value may be part of (siblings in pairs; outputs that share a kept value)."""
+
+LITERALS = safeguard("match.literal", "a constant of the graph that differs from the pattern's")
+DTYPES = safeguard("match.dtype", "a cast to another dtype than the pattern's")
+SIZES = safeguard("match.size", "a tensor whose sizes do not fit the capture's")
+SAME = safeguard("match.same", "two places that must hold one value holding two")
+
+_SWAPPED = {"input": "other", "other": "input"}
+
+Accept = Callable[[Match], Failure | None]
 
 
 class StepLimit(Exception):
     """The search at one seed took more steps than allowed."""
 
 
-class ConstraintFailed(Exception):
-    def __init__(self, message: str, at: Any) -> None:
-        super().__init__(message)
-        self.at = at
-
-
-class Match:
-    """One place where a pattern holds. Captures are attributes: a Value, a number, or None for an absent one."""
-
-    def __init__(self, view: View, pattern: Pattern, bound: dict[Term, Any], choices: dict[str, str]) -> None:
-        self.view = view
-        self.pattern = pattern
-        self.bound = dict(bound)
-        on_path = {t.name for t in bound if isinstance(t, ChoiceTerm)}
-        self.variant = {name: choices[name] for name in pattern.choices if name in on_path}
-        self.captures: dict[str, Any] = dict.fromkeys(pattern.captures)
-        for term, operand in bound.items():
-            if isinstance(term, CaptureTerm):
-                self.captures[term.name] = operand
-        self.root: Value = bound[pattern.terms.root]
-        self.interior = list(
-            dict.fromkeys(
-                v for t, v in bound.items() if isinstance(t, OpTerm) and isinstance(v, Value) and v.leaf is None
-            )
-        )
-        captured = {id(v) for v in self.captures.values()}
-        self.interior = [v for v in self.interior if id(v) not in captured]
-        order = view.effects.order
-        covered = {node for v in self.interior for node in v.nodes}
-        self.nodes: tuple[fx.Node, ...] = tuple(sorted(covered, key=order.__getitem__))
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["captures"][name]
-        except KeyError:
-            raise AttributeError(f"pattern {self.pattern.name!r} captures no {name!r}") from None
-
-    def require(self, condition: bool, message: str, at: Any = None) -> None:
-        """Refuse this match, with the message as its reason (code CONSTRAINT), unless the condition holds."""
-        if not condition:
-            raise ConstraintFailed(message, at)
-
-
-Accept = Callable[[Match], Failure | None]
-
-
 class Search:
-    """The search for one pattern at one seed value."""
+    """The search for one form of a pattern at one seed value."""
 
-    def __init__(self, view: View, pattern: Pattern, accept: Accept, limit: int = STEP_LIMIT) -> None:
+    def __init__(
+        self, view: View, pattern: Pattern, form: TermGraph, feasible: Feasible, accept: Accept, limit: int = STEP_LIMIT
+    ) -> None:
         self.view = view
         self.pattern = pattern
+        self.form = form
+        self.feasible = feasible
         self.accept = accept
         self.limit = limit
         self.steps = 0
         self.bound: dict[Term, Any] = {}
         self.choices: dict[str, str] = {}
         self.dims: dict[Dim, Any] = {}
-        self.dtypes: list[tuple[Any, DtypeTerm, Term]] = []
+        self.count = 0  # operations bound; casts do not count, since dtypes may make them vanish
+        self._trail: list[tuple[dict[Any, Any], Any]] = []
+        self._dtypes: list[tuple[Any, DtypeTerm, Term]] = []
+        self._sizes: list[tuple[CaptureTerm, Any, Any, Value]] = []
+        self._refused: dict[Any, Failure] = {}
         self.failures: list[Failure] = []
         self.farthest: dict[str, Failure] = {}
         self.progress = 0
 
-    def run(self, value: Value) -> Match | None:
-        """The first accepted match that contains this value, or None with ``failures`` filled, farthest first."""
+    def run(self, value: Value, *, every: bool = False) -> list[Match]:
+        """The first accepted match that contains this value, or ``every`` one; ``failures`` are filled where none is.
+
+        Matches with the same outputs are one match; the first found is taken.
+        """
+        found: dict[frozenset[int], Match] = {}
         try:
-            for seed in self.pattern.seeds:
+            for seed in self.form.seeds:
                 if seed.op != value.op:
                     continue
-                for _ in self.match(seed, value):
-                    for _ in self.climb(seed):
-                        match = Match(self.view, self.pattern, self.bound, self.choices)
-                        refusal = self.accept(match)
-                        if refusal is None:
-                            return match
-                        self.note(refusal)
+                for match in self._matches(seed, value):
+                    found.setdefault(frozenset(id(v) for v in match.outputs), match)
+                    if not every or len(found) == MOST_MATCHES:
+                        return list(found.values())
+                self._undo(0)
         except StepLimit:
-            self.failures = [Failure("STEP_LIMIT", f"the search took more than {self.limit} steps", operand=value)]
+            if not found:
+                what = f"the search took more than {self.limit} steps"
+                self.failures = [Failure("STEP_LIMIT", what, operand=value)]
+        return list(found.values())
+
+    def _matches(self, seed: OpTerm, value: Value) -> Iterator[Match]:
+        for _ in self.match(seed, value):
+            for _ in self.climb(seed, self.form.primary):
+                for _ in self._outputs(0):
+                    match = self._finished()
+                    if match is not None:
+                        yield match
+
+    def _finished(self) -> Match | None:
+        """The match that is bound now, where everything settled late holds and it is accepted."""
+        mark = len(self._trail)
+        made = self._settled()
+        self._undo(mark)
+        if made is None:
+            return None
+        # Without constraints the gates look at nodes and captures, not at which is which: refused once is refused.
+        key = None if self.pattern.constraints else (made.nodes, frozenset(map(id, made.captured_values())))
+        refusal = self._refused.get(key) if key is not None else None
+        if refusal is None:
+            refusal = self.accept(made)
+        if refusal is None:
+            return made
+        if key is not None:
+            self._refused[key] = refusal
+        self.note(refusal)
         return None
+
+    def _settled(self) -> Match | None:
+        if not (self._dtypes_hold() and self._sizes_hold() and self._outputs_hold()):
+            return None
+        siblings: dict[ManyTerm, list[dict[Term, Any]]] = {}
+        for output in self.form.outputs:
+            if isinstance(output, ManyTerm):
+                gathered = self._gather(output)
+                if gathered is None:
+                    return None
+                siblings[output] = gathered
+        own = {t for output in siblings for t in output.own}
+        bound = {t: v for t, v in self.bound.items() if t not in own}
+        return Match(self.view, self.pattern, self.form, bound, self.choices, self.dims, siblings)
+
+    # --- what is bound ----------------------------------------------------------------------------------------------
+
+    def _bind(self, term: Term, operand: Any) -> None:
+        self._set(self.bound, term, operand)
+        if isinstance(term, OpTerm) and term.op != "cast":
+            self.count += 1
+
+    def _set(self, table: dict[Any, Any], key: Any, value: Any) -> None:
+        table[key] = value
+        self._trail.append((table, key))
+
+    def _undo(self, mark: int) -> None:
+        trail = self._trail
+        while len(trail) > mark:
+            table, key = trail.pop()
+            del table[key]
+            if table is self.bound and isinstance(key, OpTerm) and key.op != "cast":
+                self.count -= 1
 
     # --- failures ---------------------------------------------------------------------------------------------------
 
     def fail(self, code: str, term: Term, operand: Any, expected: Any, found: Any = None) -> None:
-        progress = self._matched()
         known = self.farthest.get(code)
-        if progress >= self.progress or known is None or progress > known.progress:
-            self.note(Failure(code, expected, found, term, operand), progress)
+        if self.count >= self.progress or known is None or self.count > known.progress:
+            self.note(Failure(code, expected, found, term, operand))
 
-    def _matched(self) -> int:
-        """How many operations are bound; casts do not count, since dtypes may make them vanish."""
-        return sum(isinstance(t, OpTerm) and t.op != "cast" for t in self.bound)
-
-    def note(self, failure: Failure, progress: int | None = None) -> None:
-        if progress is None:
-            progress = self._matched()
-        variant = tuple(self.choices.items())
+    def note(self, failure: Failure) -> None:
+        progress = self.count
         made = Failure(
             failure.code,
             failure.expected,
@@ -132,28 +167,28 @@ class Search:
             failure.operand,
             failure.reader,
             progress,
-            variant,
+            tuple(self.choices.items()),
         )
         known = self.farthest.get(failure.code)
         if known is None or progress > known.progress:
             self.farthest[failure.code] = made
-        if progress > self.progress:
+        if progress > self.progress or not self.failures:
             self.progress = progress
             self.failures = [made]
         elif progress == self.progress and len(self.failures) < 8:
             # That another op stands there is what every wrong operand order says; anything else says more.
-            better = made.code != "OP" and self.failures and self.failures[0].code == "OP"
+            better = made.code != "OP" and self.failures[0].code == "OP"
             self.failures.insert(0 if better else len(self.failures), made)
 
     # --- downwards --------------------------------------------------------------------------------------------------
 
     def match(self, term: Term, operand: Any) -> Iterator[None]:
-        """Once for each way in which ``operand`` is ``term``."""
+        """Once for each way in which ``operand`` is ``term``; what it binds is undone when it is asked for the next."""
         self.steps += 1
         if self.steps > self.limit:
             raise StepLimit
         if term in self.bound:
-            if _same(self.bound[term], operand):
+            if SAME(_same(self.bound[term], operand)):
                 yield
             else:
                 self.fail("BINDING", term, operand, self.bound[term], operand)
@@ -166,17 +201,16 @@ class Search:
 
     def _choice(self, term: ChoiceTerm, operand: Any) -> Iterator[None]:
         decided = self.choices.get(term.name)
-        self.bound[term] = operand
         for label, alternative in term.alternatives.items():
             if decided is not None and label != decided:
                 continue
-            self.choices[term.name] = label
-            yield from self.match(alternative, operand)
-        if decided is None:
-            self.choices.pop(term.name, None)
-        else:
-            self.choices[term.name] = decided
-        self.bound.pop(term, None)
+            mark = len(self._trail)
+            self._bind(term, operand)
+            if decided is None:
+                self._set(self.choices, term.name, label)
+            for _ in self.match(alternative, operand):
+                yield
+            self._undo(mark)
 
     def _op(self, term: OpTerm, operand: Any) -> Iterator[None]:
         if not isinstance(operand, Value) or operand.op != term.op or not operand.known:
@@ -188,37 +222,56 @@ class Search:
             code = "ARITY" if isinstance(given, Value) else "LITERAL"
             self.fail(code, term, operand, f"{term.op} without {name}", f"{name}={given}")
             return
-        self.bound[term] = operand
+        for names in self._orders(term, operand):
+            operands = ((name, arg, operand.args.get(names.get(name, name))) for name, arg in term.args.items())
+            pairs = [(name, arg, self.view.operand(raw)) for name, arg, raw in operands]
+            mark = len(self._trail)
+            self._bind(term, operand)
+            for _ in self._args(term, operand, pairs):
+                yield
+            self._undo(mark)
+
+    def _orders(self, term: OpTerm, operand: Value) -> list[dict[str, str]]:
+        """The operand orders worth trying, as renamings of the graph's arguments."""
+        straight: dict[str, str] = {}
         raw = operand.args
-        pairs = [(name, arg, raw.get(name)) for name, arg in term.args.items()]
-        yield from self._args(term, operand, pairs)
-        if term.commutative and raw.get("input") is not raw.get("other"):
-            swapped = {"input": "other", "other": "input"}
-            pairs = [(name, arg, raw.get(swapped.get(name, name))) for name, arg in term.args.items()]
-            yield from self._args(term, operand, pairs)
-        self.bound.pop(term, None)
+        if not term.commutative or raw.get("input") is raw.get("other"):
+            return [straight]
+        fits, swapped = self.feasible.orders(term, operand)
+        if fits and swapped and not self.pattern.constraints and _interchangeable(self.form, term):
+            return [straight]
+        return [straight] if fits and not swapped else [_SWAPPED] if swapped and not fits else [straight, _SWAPPED]
 
     def _args(self, term: OpTerm, operand: Value, pairs: list[tuple[str, Any, Any]]) -> Iterator[None]:
         if not pairs:
             yield
             return
-        (name, wanted, raw), rest = pairs[0], pairs[1:]
-        given = self.view.operand(raw)
+        (name, wanted, given), rest = pairs[0], pairs[1:]
+        if given is None and isinstance(wanted, CaptureTerm) and is_scalar(wanted.capture):
+            given = dict(SPECS[term.op].params).get(name)
         if isinstance(wanted, CaptureTerm) and is_optional(wanted.capture) and given is None:
-            if wanted in self.bound:
-                if self.bound[wanted] is None:
-                    yield from self._args(term, operand, rest)
+            if self.bound.get(wanted) is not None:
+                self.fail("ARITY", term, operand, f"{term.op} with {name}", f"none (node {operand.node.name})")
                 return
-            self.bound[wanted] = None
+            mark = len(self._trail)
+            if wanted not in self.bound:
+                self._bind(wanted, None)
             yield from self._args(term, operand, rest)
-            self.bound.pop(wanted, None)
+            self._undo(mark)
         elif isinstance(wanted, Term):
             if given is None:
                 self.fail("ARITY", term, operand, f"{term.op} with {name}", f"none (node {operand.node.name})")
                 return
+            mark = len(self._trail)
             for _ in self.match(wanted, given):
                 yield from self._args(term, operand, rest)
-        elif equal_literal(wanted, given):
+                if not all(self.feasible(w, g) for _, w, g in rest if g is not None):
+                    break  # the rest fails however this operand is matched, and has said why
+            self._undo(mark)
+        elif isinstance(wanted, tuple) and isinstance(given, tuple) and len(wanted) == len(given):
+            items = [(name, w, self.view.operand(g)) for w, g in zip(wanted, given, strict=True)]
+            yield from self._args(term, operand, [*items, *rest])
+        elif LITERALS(equal_literal(wanted, given)):
             yield from self._args(term, operand, rest)
         else:
             default = dict(SPECS[term.op].params).get(name)
@@ -237,66 +290,65 @@ class Search:
         if operand.dtype is not None:  # what looks like the pattern's cast may be the input's own
             ways.append((operand.dtype, operand))
         for found, below in ways:
+            mark, pending = len(self._trail), len(self._dtypes)
             if self._dtype(found, dtype, term, operand):
-                self.bound[term] = operand
-                yield from self.match(source, below)
-                self.bound.pop(term, None)
-                self._drop_dtype(term)
+                self._bind(term, operand)
+                for _ in self.match(source, below):
+                    yield
+            self._undo(mark)
+            del self._dtypes[pending:]
 
     def _dtype(self, found: Any, wanted: Any, term: Term, operand: Any) -> bool:
         """Whether a dtype fits; one that depends on an unbound capture is remembered and checked when all is bound."""
         if isinstance(wanted, DtypeTerm):
             if wanted.of not in self.bound:
-                self.dtypes.append((found, wanted, term))
+                self._dtypes.append((found, wanted, term))
                 return True
             wanted = getattr(self.bound[wanted.of], "dtype", None)
-        if found == wanted:
+        if DTYPES(found == wanted):
             return True
         self.fail("DTYPE", term, operand, f"a cast to {dtype_name(wanted)}", dtype_name(found))
         return False
 
-    def _drop_dtype(self, term: Term) -> None:
-        if self.dtypes and self.dtypes[-1][2] is term:
-            self.dtypes.pop()
-
     def _capture(self, term: CaptureTerm, operand: Any) -> Iterator[None]:
         capture: Any = term.capture  # its fields depend on its kind, which is asked first
+        mark, pending = len(self._trail), len(self._sizes)
         if is_scalar(capture):
-            if not _is_scalar(operand, capture.type):
-                self.fail("LITERAL", term, operand, f"a {capture.type.__name__} for {term.name}", operand)
+            if not is_a_scalar(operand, capture.type):
+                self.fail("LITERAL", term, operand, f"a {capture.type.__name__} for {term.name}", _literal(operand))
                 return
-            self.bound[term] = operand
+            self._bind(term, operand)
             yield
-            self.bound.pop(term, None)
+            self._undo(mark)
             return
         if not isinstance(operand, Value) or operand.owner is not None:
             self.fail("OP", term, operand, f"a tensor for {term.name}", operand)
             return
         if is_param(capture):
-            problem = _not_a_parameter(operand)
+            problem = not_a_parameter(operand)
             if problem is not None:
                 self.fail("NOT_A_PARAM", term, operand, term.name, problem)
                 return
         elif is_input(capture) and operand.shape is None and not isinstance(operand.meta, torch.Tensor):
             self.fail("OP", term, operand, f"a tensor for {term.name}", operand)
             return
-        undo = self._unify(term, operand)
-        if undo is None:
+        if capture.dtypes is not None and not DTYPES(operand.dtype in capture.dtypes):
+            wanted = " or ".join(map(dtype_name, capture.dtypes))
+            self.fail("DTYPE", term, operand, f"{term.name} in {wanted}", dtype_name(operand.dtype))
             return
-        self.bound[term] = operand
-        yield
-        self.bound.pop(term, None)
-        for dim in undo:
-            self.dims.pop(dim, None)
+        if self._unify(term, operand):
+            self._bind(term, operand)
+            yield
+        self._undo(mark)
+        del self._sizes[pending:]
 
-    def _unify(self, term: CaptureTerm, operand: Value) -> list[Dim] | None:
-        """Bind the capture's sizes; None (with the reason noted) where one does not fit."""
+    def _unify(self, term: CaptureTerm, operand: Value) -> bool:
+        """Bind the capture's sizes; False (with the reason noted) where one does not fit."""
         capture: Any = term.capture  # of a tensor: it has sizes
-        dims = capture.dims
-        shape = operand.shape
+        dims, shape = capture.dims, operand.shape
         if shape is None:
             self.fail("SHAPE", term, operand, f"{term.name}{_sizes(dims)}", "a tensor of unknown shape")
-            return None
+            return False
         if dims[:1] == (...,):
             dims = dims[1:]
             fits = len(shape) >= len(dims)
@@ -305,115 +357,209 @@ class Search:
             fits = len(shape) == len(dims)
         if not fits:
             self.fail("SHAPE", term, operand, f"{term.name}{_sizes(capture.dims)}", describe_tensor(operand))
-            return None
-        added: list[Dim] = []
+            return False
         for dim, size in zip(dims, shape, strict=True):
-            known = self.dims.get(dim) if isinstance(dim, Dim) else dim
-            if known is None:
-                self.dims[dim] = size
-                added.append(dim)
-            elif not same_size(known, size):
-                for d in added:
-                    self.dims.pop(d, None)
-                wanted = f"{term.name}{_sizes(capture.dims)} with {dim}={known}"
-                self.fail("SHAPE", term, operand, wanted, describe_tensor(operand))
-                return None
-        return added
+            known = evaluate(dim, self.dims)
+            if known is None and isinstance(dim, Dim):
+                self._set(self.dims, dim, size)
+            elif known is None:
+                self._sizes.append((term, dim, size, operand))
+            elif not SIZES(same_size(known, size)):
+                self._fail_size(term, operand, dim, known)
+                return False
+        return True
+
+    def _fail_size(self, term: CaptureTerm, operand: Value, dim: Any, known: Any) -> None:
+        capture: Any = term.capture
+        wanted = f"{term.name}{_sizes(capture.dims)} with {dim}={known}"
+        self.fail("SHAPE", term, operand, wanted, describe_tensor(operand))
 
     # --- upwards ----------------------------------------------------------------------------------------------------
 
-    def climb(self, term: Term) -> Iterator[None]:
-        """Once for each way in which what is bound extends to a whole match."""
-        if term is self.pattern.terms.root:
-            if self._dtypes_hold() and self.bound[term].owner is None:
-                yield
+    def climb(self, term: Term, target: Term) -> Iterator[None]:
+        """Once for each way in which what is bound extends from ``term`` to the output ``target``."""
+        if term is target:
+            yield
             return
-        for parent in self.pattern.terms.parents[term]:
+        under = self.form.under[target]
+        for parent in self.form.parents[term]:
+            if parent not in under:
+                continue
             if isinstance(parent, ChoiceTerm):
-                yield from self._climb_choice(parent, term)
-            else:
-                yield from self._climb_op(parent, term)
+                yield from self._climb_choice(parent, term, target)
+            elif isinstance(parent, OpTerm):
+                yield from self._climb_op(parent, term, target)
 
-    def _climb_choice(self, parent: ChoiceTerm, term: Term) -> Iterator[None]:
+    def _climb_choice(self, parent: ChoiceTerm, term: Term, target: Term) -> Iterator[None]:
         if parent in self.bound:
             if _same(self.bound[parent], self.bound[term]):
-                yield from self.climb(parent)
+                yield from self.climb(parent, target)
             return
         decided = self.choices.get(parent.name)
         for label, alternative in parent.alternatives.items():
             if alternative is not term or decided not in (None, label):
                 continue
-            self.choices[parent.name] = label
-            self.bound[parent] = self.bound[term]
-            yield from self.climb(parent)
-            self.bound.pop(parent, None)
+            mark = len(self._trail)
             if decided is None:
-                self.choices.pop(parent.name, None)
+                self._set(self.choices, parent.name, label)
+            self._bind(parent, self.bound[term])
+            for _ in self.climb(parent, target):
+                yield
+            self._undo(mark)
 
-    def _climb_op(self, parent: Term, term: Term) -> Iterator[None]:
-        assert isinstance(parent, OpTerm)
+    def _climb_op(self, parent: OpTerm, term: Term, target: Term) -> Iterator[None]:
         value = self.bound[term]
-        if parent.op == "cast" and self._dtype(value.dtype, parent.args["dtype"], parent, value):
-            self.bound[parent] = value
-            yield from self.climb(parent)
-            self.bound.pop(parent, None)
-            self._drop_dtype(parent)
+        if not isinstance(value, Value):
+            return
+        if parent in self.bound:
+            yield from self.climb(parent, target)
+            return
+        if parent.op == "cast":
+            mark, pending = len(self._trail), len(self._dtypes)
+            if self._dtype(value.dtype, parent.args["dtype"], parent, value):
+                self._bind(parent, value)
+                for _ in self.climb(parent, target):
+                    yield
+            self._undo(mark)
+            del self._dtypes[pending:]
         readers = self.view.users(value)
         for reader in readers:
             if reader.op != parent.op or not reader.known:
                 self.fail("OP", parent, reader, parent.op, reader)
                 continue
+            mark = len(self._trail)
             for _ in self.match(parent, reader):
-                yield from self.climb(parent)
+                for _ in self.climb(parent, target):
+                    yield
+            self._undo(mark)
         if not readers:
             self.fail("OP", parent, value, f"{parent.op} to read {value}", "no reader but the graph's output")
 
+    # --- the other outputs ------------------------------------------------------------------------------------------
+
+    def _outputs(self, place: int) -> Iterator[None]:
+        """Once for each way in which the outputs from ``place`` on are there, too."""
+        outputs = self.form.outputs
+        if place == len(outputs):
+            yield
+            return
+        output = outputs[place]
+        if output in self.bound or isinstance(output, ManyTerm):  # siblings are gathered when all else is settled
+            yield from self._outputs(place + 1)
+            return
+        for anchor in self._anchors(output):
+            mark = len(self._trail)
+            for _ in self.climb(anchor, output):
+                yield from self._outputs(place + 1)
+            self._undo(mark)
+
+    def _anchors(self, output: Term) -> list[Term]:
+        """What is bound of an output already, as near to it as can be: it is reached from there."""
+        under = self.form.under[output]
+        bound = [t for t in self.form.order if t in under and isinstance(self.bound.get(t), Value)]
+        return [t for t in reversed(bound) if any(p in under and p not in self.bound for p in self.form.parents[t])]
+
+    def _gather(self, output: ManyTerm) -> list[dict[Term, Any]] | None:
+        """What each sibling binds for itself, in graph order; None (with the reason noted) where there are too few."""
+        own, element = output.own, output.element
+        hidden = {t: self.bound.pop(t) for t in own if t in self.bound}
+        shared = {d for t in self.bound if isinstance(t, CaptureTerm) for d in _dims_of(t)}
+        private = {d: self.dims.pop(d) for d in list(self.dims) if d not in shared}
+        late, self._dtypes, self._sizes = (self._dtypes, self._sizes), [], []
+        found: dict[int, dict[Term, Any]] = {}
+        for anchor in self._anchors(element):
+            mark = len(self._trail)
+            for _ in self.climb(anchor, element):
+                value = self.bound[element]
+                if id(value) not in found and value.owner is None and self._dtypes_hold() and self._sizes_hold():
+                    found[id(value)] = {t: v for t, v in self.bound.items() if t in own}
+            self._undo(mark)
+        self._dtypes, self._sizes = late
+        self.bound.update(hidden)
+        self.dims.update(private)
+        order = self.view.effects.order
+        siblings = sorted(found.values(), key=lambda terms: order[terms[element].node])
+        if len(siblings) < output.least:
+            at = siblings[0][element] if siblings else hidden.get(element)
+            self.fail("ARITY", output, at, f"at least {output.least} siblings", str(len(siblings)))
+            return None
+        return siblings
+
+    # --- what is settled when all is bound --------------------------------------------------------------------------
+
     def _dtypes_hold(self) -> bool:
-        for found, wanted, term in self.dtypes:
+        for found, wanted, term in self._dtypes:
             dtype = getattr(self.bound.get(wanted.of), "dtype", None)
-            if dtype != found:
+            if not DTYPES(dtype == found):
                 self.fail("DTYPE", term, self.bound.get(term), f"a cast to {dtype_name(dtype)}", dtype_name(found))
                 return False
         return True
 
+    def _sizes_hold(self) -> bool:
+        """Whether relations of sizes hold; a dimension that only relations name is solved for."""
+        pending = list(self._sizes)
+        while pending:
+            rest = []
+            for entry in pending:
+                term, dim, size, operand = entry
+                known = evaluate(dim, self.dims)
+                solved = solve(dim, size, self.dims) if known is None else None
+                if solved is not None:
+                    self._set(self.dims, *solved)
+                elif known is None:
+                    rest.append(entry)
+                elif not SIZES(same_size(known, size)):
+                    self._fail_size(term, operand, dim, known)
+                    return False
+            if len(rest) == len(pending):
+                term, dim, size, operand = rest[0]
+                capture: Any = term.capture
+                what = f"{term.name}{_sizes(capture.dims)} with a size that is {dim} for certain"
+                self.fail("SHAPE", term, operand, what, describe_tensor(operand))
+                return False
+            pending = rest
+        return True
+
+    def _outputs_hold(self) -> bool:
+        """Outputs are results of nodes, and two of them are one value only where a cast between them vanished."""
+        seen: dict[int, Term] = {}
+        for term in self.form.outputs:
+            if isinstance(term, ManyTerm):
+                continue
+            value = self.bound[term]
+            if not isinstance(value, Value) or value.owner is not None or value.leaf is not None:
+                self.fail("OP", term, value, f"{term} as a result of its own", value)
+                return False
+            first = seen.setdefault(id(value), term)
+            if first is not term and not (_is_cast(first) or _is_cast(term)):
+                self.count -= 1  # one of the two was not found
+                self.fail("OP", term, value, f"a further {value.op}", "none")
+                self.count += 1
+                return False
+        return True
+
+
+def _dims_of(term: CaptureTerm) -> Iterator[Dim]:
+    capture: Any = term.capture
+    return iter(()) if is_scalar(capture) else capture.named_dims()
+
+
+def _is_cast(term: Term) -> bool:
+    if isinstance(term, ChoiceTerm):
+        return any(map(_is_cast, term.alternatives.values()))
+    return isinstance(term, OpTerm) and term.op == "cast"
+
+
+def _interchangeable(form: TermGraph, term: OpTerm) -> bool:
+    """Whether the two operands are captures of one kind that stand nowhere else: their order then says nothing."""
+    a, b = term.args.get("input"), term.args.get("other")
+    if not (isinstance(a, CaptureTerm) and isinstance(b, CaptureTerm)) or a.capture != b.capture:
+        return False
+    return form.parents[a] == form.parents[b] == [term]
+
 
 def _same(a: Any, b: Any) -> bool:
     return a is b or (not isinstance(a, Value) and not isinstance(b, Value) and equal_literal(a, b))
-
-
-def equal_literal(wanted: Any, given: Any) -> bool:
-    """Literals are exact; ``2`` and ``2.0`` are one number, ``True`` and ``1`` are not."""
-    if isinstance(wanted, bool) or isinstance(given, bool):
-        return wanted is given
-    if isinstance(wanted, Value) or isinstance(given, Value):
-        return False
-    return bool(wanted == given)
-
-
-def _is_scalar(operand: Any, kind: type) -> bool:
-    if isinstance(operand, bool):
-        return kind is bool
-    if isinstance(operand, int | float):
-        return kind is float or (kind is int and isinstance(operand, int))
-    if isinstance(operand, Value):  # a number that differs from call to call: a symbol of the graph
-        example = operand.node.meta.get("example_value", operand.node.meta.get("val"))
-        return isinstance(example, torch.SymFloat if kind is float else torch.SymInt)
-    return False
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
-def _not_a_parameter(value: Value) -> str | None:
-    """What stands where a parameter must be, or None where a plain one does."""
-    if value.leaf is None:
-        return f"{value.op} ({value.node.name}), computed in the graph"
-    if value.leaf.kind not in (LeafKind.PARAMETER, LeafKind.BUFFER):
-        return f"the {value.leaf.kind.value} {value.leaf.path or value.node.name}"
-    meta = value.meta
-    if isinstance(meta, torch.Tensor) and torch.utils._python_dispatch.is_traceable_wrapper_subclass(meta):
-        return f"{value.leaf.path}, a {type(meta).__name__}"
-    return None
 
 
 def _literal(value: Any) -> str:

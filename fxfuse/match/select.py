@@ -2,28 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fxfuse.match.finding import Found
 from fxfuse.match.reasons import Failure
+
+EXACT = 24
+"""Up to this many matches in one tangle the best total is found exactly; a larger one is taken greedily."""
 
 
 def select(found: Sequence[Found]) -> list[Found]:
     """Mark the losers among overlapping matches with OVERLAP, naming the winner; the order is kept.
 
-    A higher priority wins, then more operations, then the earlier place in the graph. Two sites overlap where they
-    cover one node. Deterministic.
+    Two sites overlap where both would take away one node. Of each tangle of overlapping sites those are kept that
+    cover the most nodes together, those of higher priority first; of equal totals, the one with the earliest sites.
+    A match whose nodes winners of its own pattern cover altogether is another reading of the same place, and left out.
     """
     matches = [f for f in found if f.match is not None and f.reason is None]
-    place = {id(f): i for i, f in enumerate(matches)}
-    taken: dict[object, Found] = {}
-    for site in sorted(matches, key=lambda f: (-f.pattern.priority, -len(f.nodes), place[id(f)])):
-        winner = next((taken[n] for n in site.nodes if n in taken), None)
-        if winner is None:
-            taken.update(dict.fromkeys(site.nodes, site))
-        else:
-            assert winner.match is not None
-            where = f"{winner.pattern.name} at {winner.match.root.node.name}"
-            what = f"{where} took {len(winner.nodes)} nodes, some of them this site's"
-            site.reason = Failure("OVERLAP", what, operand=site.seed)
-    return list(found)
+    rivals = _rivals(matches)
+    winners: set[int] = set()
+    for tangle in _tangles(matches, rivals):
+        for priority in sorted({matches[i].pattern.priority for i in tangle}, reverse=True):
+            level = [i for i in tangle if matches[i].pattern.priority == priority and not rivals[i] & winners]
+            winners.update(_best(level, matches, rivals))
+    taken: dict[object, Found] = {n: matches[i] for i in sorted(winners) for n in _owned(matches[i])}
+    dropped: set[int] = set()
+    for i, site in enumerate(matches):
+        if i in winners:
+            continue
+        over = {id(taken[n]): taken[n] for n in _owned(site) if n in taken}
+        if all(n in taken and taken[n].pattern is site.pattern for n in _owned(site)):
+            dropped.add(id(site))
+            continue
+        winner = next(iter(over.values()))
+        assert winner.match is not None
+        where = f"{winner.pattern.name} at {winner.match.root.node.name}"
+        what = f"{where} took {len(winner.nodes)} nodes, some of them this site's"
+        site.reason = Failure("OVERLAP", what, operand=site.seed)
+    return [f for f in found if id(f) not in dropped]
+
+
+def _owned(site: Found) -> Iterable[object]:
+    assert site.match is not None
+    return [n for n in site.nodes if n in site.match.owned]
+
+
+def _rivals(matches: Sequence[Found]) -> list[set[int]]:
+    """For each match, those that would take away a node of its own."""
+    owners: dict[object, list[int]] = {}
+    for i, site in enumerate(matches):
+        for node in _owned(site):
+            owners.setdefault(node, []).append(i)
+    rivals: list[set[int]] = [set() for _ in matches]
+    for sharing in owners.values():
+        for i in sharing:
+            rivals[i].update(j for j in sharing if j != i)
+    return rivals
+
+
+def _tangles(matches: Sequence[Found], rivals: Sequence[set[int]]) -> list[list[int]]:
+    """Matches that hang together by overlaps, each group in graph order; a lone match is a group of one."""
+    groups: list[list[int]] = []
+    seen: set[int] = set()
+    for start in range(len(matches)):
+        if start in seen:
+            continue
+        group = [start]
+        seen.add(start)
+        for i in group:
+            fresh = rivals[i] - seen
+            seen |= fresh
+            group += fresh
+        groups.append(sorted(group))
+    return groups
+
+
+def _best(level: Sequence[int], matches: Sequence[Found], rivals: Sequence[set[int]]) -> list[int]:
+    """The matches without overlap that cover the most nodes together; of equal totals, the earliest."""
+    if len(level) < 2:
+        return list(level)
+    if len(level) > EXACT:
+        chosen: list[int] = []
+        for i in sorted(level, key=lambda i: (-len(matches[i].nodes), i)):
+            if not rivals[i].intersection(chosen):
+                chosen.append(i)
+        return chosen
+    import networkx as nx  # 0.2 s, and most graphs have no overlaps
+
+    graph = nx.Graph()  # an edge where two can both be taken: the best set is the heaviest clique
+    for place, i in enumerate(level):
+        weight = (len(matches[i].nodes) << len(level)) + (1 << (len(level) - 1 - place))
+        graph.add_node(i, weight=weight)
+    graph.add_edges_from((i, j) for i in level for j in level if i < j and j not in rivals[i])
+    best, _ = nx.max_weight_clique(graph, weight="weight")
+    return sorted(best)

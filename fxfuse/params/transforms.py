@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class Transform(ABC):
     """
 
     operands: tuple[str | Transform, ...]
+
+    _takes_several: ClassVar[bool] = False  # whether it combines any number of operands
 
     def __post_init__(self) -> None:
         if not self.operands:
@@ -157,6 +159,31 @@ class Transform(ABC):
         result: Tensor = self(*(torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in facts))
         return result
 
+    # sources that stand for several tensors
+
+    def settle(self, captures: Mapping[str, Any]) -> tuple[Transform, list[Any]]:
+        """This transform at one site, and what its sources captured there, in order.
+
+        A source that captured a tuple stands for all its elements: `stack("weights")` of three is a stack of
+        `weights[0]`, `weights[1]` and `weights[2]`. Raises ValueError where an operand takes no more than one.
+        """
+        several = {name: captures[name] for name in self.sources if isinstance(captures[name], tuple)}
+        settled = self._spread({name: len(elements) for name, elements in several.items()}) if several else self
+        return settled, [one for name in self.sources for one in several.get(name, (captures[name],))]
+
+    def _spread(self, counts: Mapping[str, int]) -> Transform:
+        operands: list[str | Transform] = []
+        for operand in self.operands:
+            if isinstance(operand, Transform):
+                operands.append(operand._spread(counts))
+            elif operand not in counts:
+                operands.append(operand)
+            elif not self._takes_several and counts[operand] != 1:
+                raise ValueError(f"{self.describe()} takes one tensor; {operand} stands for {counts[operand]} here")
+            else:
+                operands += [f"{operand}[{index}]" for index in range(counts[operand])]
+        return replace(self, operands=tuple(operands))
+
     def _operand_names(self) -> str:
         return ", ".join(one if isinstance(one, str) else one.describe() for one in self.operands)
 
@@ -166,6 +193,8 @@ class Stack(Transform):
     """See `stack`."""
 
     dim: int = 0
+
+    _takes_several: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

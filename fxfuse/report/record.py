@@ -36,6 +36,32 @@ class ReasonRecord:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """How far a site's result is from the one in float64, fused and as eager PyTorch computes it.
+
+    ``max`` and ``rms`` are relative to the exact result's largest and RMS value; ``fused_abs`` is the largest error
+    itself. ``result`` is the number of the site's worst result, and ``inputs`` says what it was run on.
+    """
+
+    inputs: str
+    result: int
+    fused_abs: float
+    fused_max: float
+    fused_rms: float
+    eager_max: float
+    eager_rms: float
+    allowed_max: float
+    allowed_rms: float
+    within: bool
+
+    def __str__(self) -> str:
+        return (
+            f"max {self.fused_max:.1e} (eager {self.eager_max:.1e}, allowed {self.allowed_max:.1e}), "
+            f"rms {self.fused_rms:.1e} (eager {self.eager_rms:.1e}, allowed {self.allowed_rms:.1e}) on {self.inputs}"
+        )
+
+
+@dataclass(frozen=True)
 class Site:
     """One place in a captured graph where a pattern matched or nearly did.
 
@@ -48,6 +74,7 @@ class Site:
         extra_bytes: memory that its derived weights take beyond the parameters'.
         matched_nodes, pattern_nodes: how many of the pattern's operations were found.
         graph: the number of the captured graph, in the order of compilation.
+        numbers: its errors against float64, where it was verified.
     """
 
     pattern: str
@@ -71,6 +98,7 @@ class Site:
     detail: ReasonRecord | None = None
     also: tuple[ReasonRecord, ...] = ()
     notes: tuple[str, ...] = ()
+    numbers: Numbers | None = None
 
 
 @dataclass
@@ -98,6 +126,17 @@ class Report:
     def rewritten(self) -> Counter[str]:
         """Pattern name -> sites that were rewritten."""
         return Counter(s.pattern for s in self.sites if s.outcome == "rewritten")
+
+    @cached_property
+    def verified(self) -> Counter[str]:
+        """Pattern name -> rewritten sites that were measured and are as close to float64 as they must be."""
+        return Counter(s.pattern for s in self.sites if s.outcome == "rewritten" and s.numbers and s.numbers.within)
+
+    @property
+    def ok(self) -> bool:
+        """Whether sites were verified, every rewritten one was, and none had to be left for it (code VERIFY)."""
+        left = any(s.code == "VERIFY" for s in self.sites)
+        return bool(self.verified) and self.verified == self.rewritten and not left
 
     @property
     def own_seconds(self) -> float:
@@ -178,4 +217,5 @@ def _site(data: dict[str, Any]) -> Site:
         data[key] = tuple(data[key])
     data["also"] = tuple(ReasonRecord(**r) for r in data["also"])
     data["detail"] = ReasonRecord(**data["detail"]) if data["detail"] else None
+    data["numbers"] = Numbers(**data["numbers"]) if data.get("numbers") else None
     return Site(**data)

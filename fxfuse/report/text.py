@@ -43,13 +43,13 @@ def _key(site: Site) -> tuple[object, ...]:
     shape = tuple(map(_masked, site.modules))
     reason = _masked(site.reason)
     place = site.detail.pattern_line if site.detail else ""
-    facts = (site.kernel, site.weights, site.matched_nodes, place)
+    facts = (site.kernel, site.weights, site.matched_nodes, place, site.numbers is None)
     return site.outcome, tuple(sorted(site.variant.items())), shape, site.code, reason, *facts
 
 
 def _masked(text: str) -> str:
-    """Equal for texts that differ only in the numbers of layers and nodes; ``view`` and ``view_3`` are alike."""
-    return re.sub(r"\d+", "#", re.sub(r"_\d+\b", "", text))
+    """Equal for texts that differ only in numbers, of layers, nodes or errors; ``view`` and ``view_3`` are alike."""
+    return re.sub(r"\d+(\.\d+e[+-]\d+)?", "#", re.sub(r"_\d+\b", "", text))
 
 
 def _group(group: Sequence[Site]) -> list[str]:
@@ -68,6 +68,10 @@ def _group(group: Sequence[Site]) -> list[str]:
         lines += _reason(first.detail)
         also = dict.fromkeys(f"{r.sentence} ({r.code})" for r in first.also if r.sentence != first.detail.sentence)
         lines += [f"     also: {text}" for text in list(also)[:3]]
+    measured = [s.numbers for s in group if s.numbers is not None and s.numbers.within]
+    if measured:
+        worst = max(measured, key=lambda n: n.fused_max / (n.allowed_max or 1.0))
+        lines.append(f"     verified, off from float64 by {worst}")
     notes = dict.fromkeys(note for s in group for note in s.notes)
     return lines + [f"     note: {note}" for note in notes]
 

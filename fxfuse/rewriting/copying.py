@@ -19,7 +19,7 @@ def copy_graph(gm: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
 
     Node meta is copied one level deep; what Dynamo keeps beside meta (``_dynamo_source``) comes along.
     """
-    graph = fx.Graph(tracer_cls=getattr(gm.graph, "_tracer_cls", None))
+    graph = fx.Graph(owning_module=gm, tracer_cls=getattr(gm.graph, "_tracer_cls", None))
     graph._codegen = copy.deepcopy(gm.graph._codegen)  # how inputs and outputs are flattened
     mapping: dict[fx.Node, fx.Node] = {}
     output = graph.graph_copy(gm.graph, mapping)

@@ -1,88 +1,125 @@
-"""`Editor`: replaces a match by a kernel's operations, and adds the inputs that its weights come through."""
+"""`Editor`: replaces matches by a kernel's operations, in a copy of the graph that can then take the graph's place."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.proxy import GraphAppendingTracer
 
-from fxfuse.compat import FakeTensor, constant_source
+from fxfuse.compat import constant_source
 from fxfuse.kernels import Kernel
 from fxfuse.match import Match
 from fxfuse.params import Derived, Transform
+from fxfuse.rewriting import aten, proxies
 from fxfuse.rewriting.copying import copy_graph, module_of
+from fxfuse.rewriting.dialect import Dialect, dialect_of
+from fxfuse.rewriting.errors import RewriteError
+from fxfuse.rewriting.examples import example_of, key_of, mode_of
+from fxfuse.rewriting.fitting import require_fit
+from fxfuse.rewriting.operands import Call, Inline
+from fxfuse.rewriting.placing import find_place
+from fxfuse.rewriting.sweeping import drop_assertions, sweep
+from fxfuse.rewriting.transplant import transplant
 from fxfuse.view import Value
-from fxfuse.view.values import same_shape
 
-
-class RewriteError(Exception):
-    """A replacement that does not fit the site; the graph is as it was."""
+_PROVENANCE = ("stack_trace", "nn_module_stack", "custom")
 
 
 class Editor:
-    """Edits a copy of the graph of ``gm``. ``mapping`` leads from the captured graph's nodes to the copy's."""
+    """Edits a copy of the graph of ``gm``. ``mapping`` leads from the captured graph's nodes to the copy's.
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    Args:
+        dialect: what operations the graph is written in, where the caller knows.
+        copied: a copy with its mapping, where only a part of the graph is wanted.
+    """
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        dialect: Dialect | None = None,
+        copied: tuple[fx.Graph, dict[fx.Node, fx.Node]] | None = None,
+    ) -> None:
         self.gm = gm
-        self.graph, self.mapping = copy_graph(gm)
+        self.dialect = dialect or dialect_of(gm.graph)
+        self.graph, self.mapping = copied or copy_graph(gm)
         self.derived: list[Derived] = []
+        self._key = key_of(gm.graph)
         self._inputs: dict[tuple[Transform, tuple[int, ...], str], fx.Node] = {}
+        self._originals = {copied: node for node, copied in self.mapping.items()}
+        self._suspects: dict[fx.Node, None] = {}
+        self._gone: set[fx.Node] = set()
 
     def replace(self, match: Match, kernel: Kernel, placement: str) -> tuple[fx.Node, ...]:
         """Put the kernel's operations in place of the match. Returns the new nodes; undoes itself where it fails.
 
         Raises:
-            RewriteError: the replacement's dtype, shape or device differs from the original's.
+            RewriteError: a result differs from the original in dtype, shape, device, strides or shared memory; the
+                kernel returned something else than the site's results; or (code CYCLE) an operand depends on an output.
         """
-        root = self.mapping[match.root.node]
-        before = {id(n) for n in self.graph.nodes}
+        outputs = [self.mapping[value.node] for value in match.outputs]
+        owned = {self.mapping[node] for node in match.owned}
+        made: list[fx.Node] = []
         inputs_before = dict(self._inputs), list(self.derived)
         try:
-            with self.graph.inserting_before(root):
-                result = self._call(match, kernel, placement, root)
-            self._check(result, root, kernel)
+            call = self._call(match, kernel, placement, made)
+            place = find_place(outputs, call.nodes, owned)
+            with self.graph.inserting_before(place.anchor):
+                results = self._append(call, self.mapping[match.root.node], made)
+            require_fit(results, outputs, call.nodes, made, kernel.name)
         except Exception:
-            self._undo(before)
+            for node in reversed(made):
+                self.graph.erase_node(node)
             self._inputs, self.derived = inputs_before
             raise
-        made = tuple(n for n in self.graph.nodes if id(n) not in before)
-        root.replace_all_uses_with(result)
-        for twin in match.root.twins:
-            self.mapping[twin].replace_all_uses_with(result)
-        self.mapping[match.root.node] = result  # a later match may capture what this one made
-        for node in reversed([self.mapping[n] for n in match.nodes]):
+        place.settle()
+        for value, output, result in zip(match.outputs, outputs, results, strict=True):
+            for old in (output, *(self.mapping[twin] for twin in value.twins)):
+                old.replace_all_uses_with(result)
+        order = match.view.effects.order
+        inside = sorted((*match.nodes, *match.seen_through), key=order.__getitem__)
+        self._erase([self.mapping[node] for node in inside])
+        for value, result in zip(match.outputs, results, strict=True):
+            for node in (value.node, *value.twins):
+                self.mapping[node] = result  # a later match may capture what this one made
+        return tuple(made)
+
+    def _append(self, call: Call, root: fx.Node, made: list[fx.Node]) -> list[fx.Node]:
+        meta = {name: root.meta[name] for name in _PROVENANCE if name in root.meta}
+        if self.dialect.is_aten:
+            return aten.append_traced(self.graph, call, meta, self.dialect, made)
+        return proxies.append_traced(self.graph, call, meta, self._key, made)
+
+    def _erase(self, nodes: list[fx.Node]) -> None:
+        for node in reversed(nodes):
+            drop_assertions(node)
+            self._suspects.update(dict.fromkeys([node, *node.all_input_nodes]))
             if not node.users:
                 self.graph.erase_node(node)
-        return made
+                self._gone.add(node)
 
-    def _call(self, match: Match, kernel: Kernel, placement: str, root: fx.Node) -> fx.Node:
-        tracer = _Tracer(self.graph, root)
-        operands: dict[str, Any] = {}
-        for name, captured in match.captures.items():
-            operands[name] = self._operand(captured, tracer)
+    # --- operands -----------------------------------------------------------------------------------------------------
+
+    def _call(self, match: Match, kernel: Kernel, placement: str, made: list[fx.Node]) -> Call:
+        operands: dict[str, Any] = dict.fromkeys(match.pattern.choices)
+        operands.update({name: self._operand(captured) for name, captured in match.captures.items()})
         operands.update(match.variant)
-        for name in match.pattern.choices:
-            operands.setdefault(name, None)
         for name, transform in kernel.derive:
-            sources = [match.captures[s] for s in transform.sources]
+            settled, sources = transform.settle(match.captures)
             if placement == "inline":
-                operands[name] = transform(*(self._operand(s, tracer) for s in sources))
+                operands[name] = Inline(settled, tuple(self._operand(s) for s in sources))
             else:
-                node = self._derived(transform, sources, placement)
-                operands[name] = tracer.proxy(node)
-        result = kernel.function(**{name: operands[name] for name in kernel.parameters})
-        if not isinstance(result, fx.Proxy):
-            raise RewriteError(f"kernel {kernel.name!r} returned {type(result).__name__}, not one tensor")
-        return result.node
+                operands[name] = self._derived(settled, sources, placement, made)
+        taken = {name: operands[name] for name in kernel.parameters}
+        return Call(kernel, taken, len(match.outputs), match.returns_a_tuple)
 
-    def _operand(self, captured: Any, tracer: _Tracer) -> Any:
-        return tracer.proxy(self.mapping[captured.node]) if isinstance(captured, Value) else captured
+    def _operand(self, captured: Any) -> Any:
+        if isinstance(captured, tuple):
+            return tuple(map(self._operand, captured))
+        return self.mapping[captured.node] if isinstance(captured, Value) else captured
 
-    def _derived(self, transform: Transform, sources: list[Value], placement: str) -> fx.Node:
+    def _derived(self, transform: Transform, sources: list[Value], placement: str, made: list[fx.Node]) -> fx.Node:
         """The placeholder of a derived operand, one for each (transform, sources)."""
         positions = []
         for source in sources:
@@ -92,124 +129,30 @@ class Editor:
         key = (transform, tuple(positions), placement)
         if key in self._inputs:
             return self._inputs[key]
-        fakes = [s.meta for s in sources]
-        with _mode_of(fakes), torch.no_grad():
+        fakes = [example_of(s.node) for s in sources]
+        with mode_of(fakes), torch.no_grad():
             example = transform(*(f.detach() for f in fakes))
-        last = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
-        with self.graph.inserting_after(last):
+        with self.graph.inserting_after(self.graph.find_nodes(op="placeholder")[-1]):
             node = self.graph.placeholder(f"fxfuse_{'_'.join(transform.sources)}_{len(self.derived)}")
-        node.meta = {"example_value": example, "tensor_dict": {"_dynamo_static_input_type": "unguarded"}}
+        made.append(node)
+        node.meta = {self._key: example, "tensor_dict": {"_dynamo_static_input_type": "unguarded"}}
         node._dynamo_source = constant_source(node.name)
         self._inputs[key] = node
         self.derived.append(Derived(transform, tuple(positions), placement))
         return node
 
-    def _check(self, result: fx.Node, root: fx.Node, kernel: Kernel) -> None:
-        new, old = _meta(result), _meta(root)
-        if new is None or old is None:
-            return
-        if new.dtype != old.dtype or new.device != old.device or not same_shape(tuple(new.shape), tuple(old.shape)):
-            raise RewriteError(
-                f"kernel {kernel.name!r} gives {new.dtype} {tuple(new.shape)} on {new.device}; "
-                f"the site gives {old.dtype} {tuple(old.shape)} on {old.device}"
-            )
-        if _layout(new) != _layout(old):
-            raise RewriteError(f"kernel {kernel.name!r} gives strides {new.stride()}; the site gives {old.stride()}")
-
-    def _undo(self, before: set[int]) -> None:
-        for node in reversed(list(self.graph.nodes)):
-            if id(node) not in before:
-                self.graph.erase_node(node)
+    # --- the result ---------------------------------------------------------------------------------------------------
 
     def finish(self, bodies: Mapping[str, fx.GraphModule]) -> fx.GraphModule:
         """The rewritten module. ``bodies`` replace the graphs of higher-order ops, by attribute name."""
+        sweep(self._suspects, self._gone)
         self.graph.lint()
         made = module_of(self.gm, self.graph)
         for name, body in bodies.items():
             setattr(made, name, body)
         return made
 
-
-def _meta(node: fx.Node) -> Any:
-    value = node.meta.get("example_value", node.meta.get("val"))
-    return value if isinstance(value, torch.Tensor) else None
-
-
-def _layout(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """The strides that matter: of sizes other than one. None where sizes are symbolic."""
-    pairs = list(zip(tensor.shape, tensor.stride(), strict=True))
-    if not all(isinstance(size, int) and isinstance(stride, int) for size, stride in pairs):
-        return None
-    return tuple(stride for size, stride in pairs if size != 1) if tensor.numel() else ()
-
-
-def _mode_of(values: Any) -> Any:
-    for value in values:
-        if isinstance(value, FakeTensor):
-            return value.fake_mode
-    return contextlib.nullcontext()
-
-
-class _Operand(fx.Proxy):
-    """A proxy that answers for dtype, device and static sizes with what is known, so a kernel may branch on them."""
-
-    def _tensor(self) -> Any:
-        return _meta(self.node)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in {"dtype", "device", "ndim", "is_cuda"}:
-            tensor = _meta(self.node)
-            if tensor is not None:
-                return getattr(tensor, name)
-        if name == "shape":
-            tensor = _meta(self.node)
-            if tensor is not None and all(isinstance(s, int) for s in tensor.shape):
-                return tuple(tensor.shape)
-        return super().__getattr__(name)
-
-
-class _Tracer(GraphAppendingTracer):
-    """Appends a kernel's operations to the graph, each with its example value and the site's source lines."""
-
-    def __init__(self, graph: fx.Graph, root: fx.Node) -> None:
-        super().__init__(graph)
-        self.site_meta: dict[str, Any] = {k: root.meta[k] for k in ("stack_trace", "nn_module_stack") if k in root.meta}
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Operand(node, self)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        node.meta.update(self.site_meta)
-        self._propagate(node)
-        return node
-
-    def _propagate(self, node: fx.Node) -> None:
-        missing = False
-
-        def example(n: fx.Node) -> Any:
-            nonlocal missing
-            value = n.meta.get("example_value", n.meta.get("val"))
-            missing = missing or value is None
-            return value
-
-        args = fx.map_arg(node.args, example)
-        kwargs = fx.map_arg(node.kwargs, example)
-        if missing:
-            return
-        flat = [v for v in fx.node.map_aggregate((args, kwargs), lambda v: v) if v is not None]
-        tensors = [a for a in _flatten(flat) if isinstance(a, torch.Tensor)]
-        with _mode_of(tensors), torch.no_grad():
-            if node.op == "call_function":
-                target: Any = node.target  # of a call_function, a callable
-                node.meta["example_value"] = target(*args, **kwargs)
-            elif node.op == "call_method":
-                node.meta["example_value"] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-
-
-def _flatten(values: Any) -> list[Any]:
-    if isinstance(values, tuple | list):
-        return [v for item in values for v in _flatten(item)]
-    if isinstance(values, Mapping):
-        return [v for item in values.values() for v in _flatten(item)]
-    return [values]
+    def commit(self) -> None:
+        """Make the captured graph what the copy is, in place. Call it once, when all editors of a rewrite finished."""
+        transplant(self.gm.graph, self.graph, self._originals)
+        self.gm.recompile()

@@ -53,11 +53,7 @@ class Effects:
 
     @cached_property
     def switches(self) -> list[tuple[int, fx.Node]]:
-        return [
-            (i, node)
-            for node, i in self.order.items()
-            if node.op == "call_function" and _name(node) in _GRAD_SWITCHES | _AUTOCAST_SWITCHES
-        ]
+        return [(i, node) for node, i in self.order.items() if switches_mode(node)]
 
     def grad_enabled(self, node: fx.Node, ambient: bool) -> bool:
         """Whether grad mode is on at this node, where it is ``ambient`` on entry to the graph."""
@@ -156,6 +152,11 @@ def _inplace_position(target: Any) -> int | None:
         return list(inspect.signature(target).parameters).index("inplace")
     except (TypeError, ValueError):
         return None
+
+
+def switches_mode(node: fx.Node) -> bool:
+    """Whether this node begins or ends a grad-mode or autocast region."""
+    return node.op == "call_function" and _name(node) in _GRAD_SWITCHES | _AUTOCAST_SWITCHES
 
 
 def written_by_first(node: fx.Node) -> bool:

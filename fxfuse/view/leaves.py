@@ -11,12 +11,17 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxfuse.compat import aot_input, dynamo_placeholders, static_aot_inputs
+
 
 class LeafKind(Enum):
     PARAMETER = "parameter"
     BUFFER = "buffer"
     INPUT = "input"
     CONSTANT = "constant"
+    UNTOLD = "untold"
+    """An input of a graph that does not tell parameters from other inputs (one that AOTAutograd made of a part of
+    Dynamo's graph). It may stand for a weight that a kernel reads as it is; nothing is derived from it."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,7 @@ class Leaf:
 def classify(node: fx.Node, position: int | None, example: Any) -> Leaf:
     """What this placeholder or ``get_attr`` node is. ``example``: the live argument, where there is one."""
     if node.op == "get_attr":
-        kind = LeafKind.PARAMETER if isinstance(example, torch.nn.Parameter) else LeafKind.CONSTANT
-        return Leaf(kind, str(node.target))
+        return Leaf(_kind_of_attribute(node, example), str(node.target))
     source = getattr(node, "_dynamo_source", None) or getattr(node.meta.get("grapharg"), "source", None)
     path = module_path(source) if source is not None else str(node.target)
     if isinstance(example, torch.nn.Parameter) or isinstance(node.meta.get("example_value"), torch.nn.Parameter):
@@ -40,6 +44,73 @@ def classify(node: fx.Node, position: int | None, example: Any) -> Leaf:
     if source is not None and "_buffers" in _members(source):
         return Leaf(LeafKind.BUFFER, path, position)
     return Leaf(LeafKind.INPUT, path, position)
+
+
+def _kind_of_attribute(node: fx.Node, value: Any) -> LeafKind:
+    owner, _, name = str(node.target).rpartition(".")
+    if isinstance(value, torch.nn.Parameter) or name.startswith(_FROZEN):
+        return LeafKind.PARAMETER
+    try:
+        module = node.graph.owning_module.get_submodule(owner) if node.graph.owning_module is not None else None
+    except AttributeError:
+        return LeafKind.CONSTANT
+    held = module is not None and name in dict(module.named_buffers(recurse=False))
+    return LeafKind.BUFFER if held and not name.startswith(_LIFTED) else LeafKind.CONSTANT
+
+
+_FROZEN = "_frozen_param"  # Inductor's freezing makes attributes of parameters
+_LIFTED = ("lifted_tensor", "_tensor_constant")  # buffers only in name: constants of the traced code
+
+
+def leaves_of(program: fx.GraphModule | torch.export.ExportedProgram) -> list[Leaf] | None:
+    """What each placeholder is, where the graph's own records say so: for ``View(graph, leaves=...)``.
+
+    An exported program has its signature. In graphs of AOTAutograd (so in Inductor's post-grad passes) placeholders
+    have descriptors, and while the graph is compiled its context says which of them are parameters of the model.
+    None for every other graph: there each placeholder tells by itself.
+    """
+    if isinstance(program, fx.GraphModule):
+        return _leaves_of_aot(program)
+    return [
+        Leaf(_KINDS_OF_SIGNATURE.get(spec.kind.name, LeafKind.CONSTANT), spec.target or spec.arg.name, position)
+        for position, spec in enumerate(program.graph_signature.input_specs)
+    ]
+
+
+_KINDS_OF_SIGNATURE = {
+    "PARAMETER": LeafKind.PARAMETER, "BUFFER": LeafKind.BUFFER, "USER_INPUT": LeafKind.INPUT,
+}  # fmt: skip
+
+
+def _leaves_of_aot(gm: fx.GraphModule) -> list[Leaf] | None:
+    holders = gm.graph.find_nodes(op="placeholder")
+    inputs = [aot_input(node) for node in holders]
+    if not any(inputs):
+        return None
+    static = static_aot_inputs()
+    named = any(kind in _KINDS_OF_DESCRIPTOR for kind, _ in filter(None, inputs))
+    origins = dynamo_placeholders() if static else []
+    leaves = []
+    for position, (node, given) in enumerate(zip(holders, inputs, strict=True)):
+        kind, which = given or ("other", 0)
+        path = str(node.target)
+        if kind in _KINDS_OF_DESCRIPTOR:
+            leaves.append(Leaf(_KINDS_OF_DESCRIPTOR[kind], str(which), position))
+        elif kind != "plain" or named:
+            leaves.append(Leaf(LeafKind.INPUT, path, position))
+        elif not static:
+            leaves.append(Leaf(LeafKind.UNTOLD, path, position))
+        else:
+            origin = classify(origins[which], position, None) if which < len(origins) else None
+            is_static = which in static
+            if origin is not None and (origin.kind is LeafKind.INPUT or is_static):
+                leaves.append(origin)
+            else:
+                leaves.append(Leaf(LeafKind.PARAMETER if is_static else LeafKind.INPUT, path, position))
+    return leaves
+
+
+_KINDS_OF_DESCRIPTOR = {"parameter": LeafKind.PARAMETER, "buffer": LeafKind.BUFFER}
 
 
 def module_path(source: Any) -> str:
@@ -73,12 +144,17 @@ _ROOT = re.compile(r"^[LG]\[['\"]([^'\"]*)['\"]\]\.?")
 def stack_path(node: fx.Node) -> str:
     """The path of the innermost module whose forward made this node, relative to the compiled callable."""
     stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path = next(reversed(stack.values()))[0]
-    path = _ROOT.sub("", str(path)).replace("._modules", "")
-    path = _KEY.sub(lambda key: "." + next(g for g in key.groups() if g is not None), path)
-    return path.lstrip(".")
+    return _readable(next(reversed(stack.values()))[0]) if stack else ""
+
+
+def stack_paths(node: fx.Node) -> list[str]:
+    """The paths of all modules in whose forward this node was made, outermost first."""
+    return [_readable(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
+
+
+def _readable(path: object) -> str:
+    plain = _ROOT.sub("", str(path)).replace("._modules", "")
+    return _KEY.sub(lambda key: "." + next(g for g in key.groups() if g is not None), plain).lstrip(".")
 
 
 def innermost_roots(paths: Sequence[str]) -> tuple[str, ...]:

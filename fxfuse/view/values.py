@@ -33,6 +33,8 @@ class Value:
     ``node`` is the FX node that carries the result; ``absorbed`` are further nodes that the canonical op stands for
     (``1 / sqrt(v)`` is one ``rsqrt`` that absorbed the ``sqrt``); ``steps`` names the view's rules that led here.
     ``twins`` are nodes that compute the same again: a model may cast one tensor twice.
+    ``plain`` is, in a pattern that leaves its dtype open, the form that holds in every dtype, where this one holds in
+    fp32 and wider only.
     A *virtual* value has no node of its own: it is a part of its ``owner``'s.
     """
 
@@ -46,6 +48,7 @@ class Value:
     owner: Value | None = None
     meta: Any = field(default=None, repr=False)
     twins: list[fx.Node] = field(default_factory=list)
+    plain: Value | None = field(default=None, repr=False)
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
@@ -62,6 +65,11 @@ class Value:
     def shape(self) -> tuple[Any, ...] | None:
         shape = getattr(self.meta, "shape", None)
         return None if shape is None else tuple(shape)
+
+    @property
+    def rank(self) -> int | None:
+        shape = getattr(self.meta, "shape", None)
+        return None if shape is None else len(shape)
 
     @property
     def device(self) -> torch.device | None:

@@ -12,11 +12,18 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxfuse.safeguards import safeguard
 from fxfuse.view import ops, rules
 from fxfuse.view.effects import Effects
 from fxfuse.view.leaves import Leaf, LeafKind, classify
 from fxfuse.view.values import DtypeOf, SymbolicMeta, Value
 
+SAME_LATER = safeguard("same_later", "a copy taken for its original, though one of them is written afterwards")
+READS_STAY = safeguard("reads_stay", "an op of several nodes that would read an operand after a write to it")
+UNWRITTEN_TWIN = safeguard("unwritten_twin", "two casts of one tensor taken for one, though it is written in between")
+
+_ADDS_A_DIMENSION = {"unsqueeze", "stack"}  # whose ``dim`` counts the result's dimensions
+_ANY_DTYPE = {"linear", "part", "getitem"}
 _MAX_STEPS = 16  # a canonical form is a few steps away; more would be a cycle among the rules
 
 
@@ -40,12 +47,17 @@ class View:
     ) -> None:
         self.graph = graph
         self.symbolic = symbolic
+        self.assumed_wide = False
+        """Set by a rule that holds in fp32 and wider only, where a pattern leaves the dtype open."""
         self.effects = Effects(graph)
         self._examples = examples
         self._leaves = leaves
+        self._pending = iter(tuple(graph.nodes))  # an iterator of FX starts anew in each loop
         self._values: dict[fx.Node, Value] = {}
         self._casts: dict[tuple[int, Any], Value] = {}
         self._readers: dict[int, list[Value]] = {}
+        self._others: dict[int, list[fx.Node]] = {}  # nodes that the view sees through, by the value that they are
+        self._found: dict[str, list[Value]] = {}
 
     @cached_property
     def positions(self) -> dict[fx.Node, int]:
@@ -53,94 +65,83 @@ class View:
         holders = (n for n in self.graph.nodes if n.op == "placeholder")
         return {node: i for i, node in enumerate(holders)}
 
-    @cached_property
-    def _by_spelling(self) -> dict[str, list[fx.Node]]:
-        index: dict[str, list[fx.Node]] = {}
-        for node in self.graph.nodes:
-            spec = ops.spec_of(node)
-            if spec is not None:
-                index.setdefault(spec.name, []).append(node)
-        return index
-
     def find(self, op: str) -> list[Value]:
         """All values with this canonical op, in graph order."""
-        names = {op, *rules.ORIGINS.get(op, ())}
-        candidates = [n for name in names for n in self._by_spelling.get(name, ())]
-        candidates.sort(key=self.effects.order.__getitem__)
-        found: dict[int, Value] = {}
-        for node in candidates:
-            for value in self._with_parts(self.value(node)):
-                if value.op == op:
-                    found.setdefault(id(value), value)
-        return list(found.values())
-
-    def _with_parts(self, value: Value) -> Iterator[Value]:
-        yield value
-        for raw in value.args.values():
-            if isinstance(raw, Value) and raw.owner is not None:
-                yield from self._with_parts(raw)
+        self._read_all()
+        return list(self._found.get(op, ()))
 
     # --- one node ---------------------------------------------------------------------------------------------------
 
     def value(self, node: fx.Node) -> Value:
-        """The canonical value of this node; for a node that the view sees through, its operand's."""
+        """The canonical value of this node; for a node that the view sees through, its operand's.
+
+        Nodes are read in graph order, up to the one that is asked for: rules look at operands of operands, and in a
+        long chain that would be a deep recursion.
+        """
         known = self._values.get(node)
         if known is not None:
             return known
-        # Rules look at operands of operands; in a long chain of additions that would be a deep recursion.
-        pending = [node]
-        while pending:
-            at = pending[-1]
-            inputs = at.all_input_nodes if self._has_rules(at) else ()
-            below = [n for n in inputs if n not in self._values and self._has_rules(n)]
-            if below and len(pending) < len(self.effects.order):
-                pending += below
-                continue
-            pending.pop()
-            if at not in self._values:
-                self._settle(at)
+        for at in self._pending:
+            self._settle(at)
+            if at is node:
+                break
         return self._values[node]
 
-    def _has_rules(self, node: fx.Node) -> bool:
-        spec = ops.spec_of(node)
-        return spec is not None and (spec.name in rules.RULES or spec.name in rules.SEE_THROUGH or spec.name == "to")
+    def _read_all(self) -> None:
+        for node in self._pending:
+            self._settle(node)
 
     def _settle(self, node: fx.Node) -> None:
-        chain = [node]
-        while True:
-            value = self._raw(chain[-1])
-            below = self._seen_through(value)
-            if below is None:
-                break
-            known = self._values.get(below)
-            if known is not None:
-                value = known
-                break
-            chain.append(below)
+        value = self._raw(node)
         if value.leaf is None and value.known:
+            source = self._seen_through(value)
+            if source is not None:
+                self._values[node] = source
+                self._others.setdefault(id(source), []).append(node)
+                return
             value = self._canonical(value)
-            value = self._first_of_twins(value)
-        for seen in chain:
-            self._values[seen] = value
+            if value.op == "cast" and self._is_twin(value):
+                return
+        self._values[node] = value
+        self._note(value)
 
-    def _first_of_twins(self, value: Value) -> Value:
-        """The first value that casts this operand to this dtype, where there is one and nothing writes to it."""
-        source = self.operand(value.args["input"]) if value.op == "cast" and not self.symbolic else None
-        if not isinstance(source, Value) or (self.effects.writes and self.effects.is_written(source.node)):
-            return value
+    def _is_twin(self, value: Value) -> bool:
+        """Whether an earlier value casts the same operand to the same dtype, and nothing writes to it: then it is one.
+
+        The value is carried by the earlier node: whoever reads one of them may read that one.
+        """
+        source = self.operand(value.args["input"])
+        if self.symbolic or not isinstance(source, Value):
+            return False
+        if not UNWRITTEN_TWIN(not (self.effects.writes and self.effects.is_written(source.node))):
+            return False
         first = self._casts.setdefault((id(source), value.args["dtype"]), value)
-        if first is not value:
-            order = self.effects.order
-            # The value is carried by the earliest of its nodes: whoever reads one of them may read that one.
-            earlier, later = sorted((first.node, value.node), key=order.__getitem__)
-            first.node = earlier
-            first.twins.append(later)
-        return first
+        if first is value:
+            return False
+        first.twins.append(value.node)
+        self._values[value.node] = first
+        return True
+
+    def _note(self, value: Value) -> None:
+        """Remember a new value and its parts by their op, and as readers of their operands."""
+        pending = [value]
+        while pending:
+            at = pending.pop()
+            self._found.setdefault(at.op, []).append(at)
+            for raw in operands_in(at.args):
+                operand = self._values[raw] if isinstance(raw, fx.Node) else raw
+                readers = self._readers.setdefault(id(operand), [])
+                if not readers or readers[-1] is not at:
+                    readers.append(at)
+                if operand is raw and raw.owner is not None and raw not in pending:
+                    pending.append(raw)
 
     def operand(self, raw: Any) -> Any:
         """The value of a node, a virtual value as it is, a constant as it is."""
         if isinstance(raw, fx.Node):
             return self.value(raw)
+        if isinstance(raw, tuple):
+            return tuple(map(self.operand, raw))
         if isinstance(raw, DtypeOf) and isinstance(raw.of, fx.Node):
             return DtypeOf(self.value(raw.of))
         return raw
@@ -159,23 +160,36 @@ class View:
         return DtypeOf(node)
 
     def dimension(self, value: Value) -> Any:
-        """The ``dim`` of a value as a negative int where that can be told; else as written."""
-        dim = value.args.get("dim", dict(ops.SPECS[value.op].params).get("dim"))
-        if isinstance(dim, tuple) and len(dim) == 1:
+        """The ``dim`` of a value counted from the last one, where that can be told; else as written."""
+        dim = value.args.get("dim")
+        if dim is None:
+            dim = ops.SPECS[value.op].defaults.get("dim")
+        return self._from_the_end(value, dim)
+
+    def _from_the_end(self, value: Value, dim: Any) -> Any:
+        if isinstance(dim, tuple):
+            if len(dim) != 1:
+                dims = tuple(self._from_the_end(value, d) for d in dim)
+                return tuple(sorted(dims)) if all(isinstance(d, int) for d in dims) else dims
             dim = dim[0]
-        source = self.operand(value.args["input"])
-        if isinstance(dim, int) and dim >= 0 and isinstance(source, Value) and source.shape is not None:
-            return dim - len(source.shape)
-        return dim
+        if type(dim) is not int or dim < 0:
+            return dim
+        source = value.args.get("input")
+        if source is None:
+            tensors = value.args.get("tensors")
+            source = tensors[0] if isinstance(tensors, tuple) and tensors else None
+        of = self.operand(source)
+        rank = of.rank if isinstance(of, Value) else None
+        return dim if rank is None else dim - rank - (value.op in _ADDS_A_DIMENSION)
 
     def _raw(self, node: fx.Node) -> Value:
         if node.op in {"placeholder", "get_attr"}:
             return self._leaf(node)
         spec = ops.spec_of(node)
         meta = self.meta(node)
-        if ops.is_transpose_attribute(node):
-            return Value("t", {"input": node.args[0]}, node, meta=meta)
         if spec is None:
+            if ops.is_transpose_attribute(node):
+                return Value("t", {"input": node.args[0]}, node, meta=meta)
             return Value(ops.function_name(node.target), {}, node, known=False, meta=meta)
         if spec.name == "to":
             cast = rules.cast_of(self, node)
@@ -186,7 +200,7 @@ class View:
         value = Value(spec.name, args, node, meta=meta)
         if self.symbolic:
             value.meta = SymbolicMeta(self._symbolic_dtype(value))
-        if "dim" in args:
+        if "dim" in args or type(spec.defaults.get("dim")) is int:
             args["dim"] = self.dimension(value)
         return value
 
@@ -203,15 +217,14 @@ class View:
             leaf = classify(node, position, example)
         return Value("input", {}, node, leaf=leaf, meta=self.meta(node))
 
-    def _seen_through(self, value: Value) -> fx.Node | None:
-        if value.leaf is not None or not value.known:
-            return None
+    def _seen_through(self, value: Value) -> Value | None:
+        """The earlier value that this one is, or None."""
         if self.symbolic and value.op not in rules.WITHOUT_METADATA:
             return None
         for rule in rules.SEE_THROUGH.get(value.op, ()):
-            if rule(self, value):
-                source = value.args["input"]
-                return source if isinstance(source, fx.Node) and self._same_later(value.node, source) else None
+            same = rule(self, value)
+            if same is not None:
+                return same if SAME_LATER(self._same_later(value.node, same.node)) else None
         return None
 
     def _same_later(self, node: fx.Node, source: fx.Node) -> bool:
@@ -235,8 +248,10 @@ class View:
     def _canonical(self, value: Value) -> Value:
         for _ in range(_MAX_STEPS):
             for _, rule in rules.RULES.get(value.op, ()):
+                self.assumed_wide = False
                 better = rule(self, value)
-                if better is not None and not self._reads_moved(better):
+                if better is not None and READS_STAY(not self._reads_moved(better)):
+                    better.plain = value if self.assumed_wide else value.plain
                     value = better
                     break
             else:
@@ -245,13 +260,9 @@ class View:
 
     def _symbolic_dtype(self, value: Value) -> Any:
         """The dtype of a pattern's value where its operands settle it."""
-        if value.op in {"linear", "part", "getitem"}:
+        if value.op in _ANY_DTYPE:
             return None
-        dtypes = []
-        for raw in value.args.values():
-            operand = self.operand(raw)
-            if isinstance(operand, Value):
-                dtypes.append(operand.dtype)
+        dtypes = [self.operand(raw).dtype for raw in operands_in(value.args)]
         if torch.float32 in dtypes:
             return torch.float32
         return dtypes[0] if len(set(dtypes)) == 1 else None
@@ -262,37 +273,13 @@ class View:
         """The value's node and every node that the view sees through to it."""
         if value.owner is not None:
             return []
-        out = [value.node, *value.twins]
-        for node in out:
-            out.extend(u for u in node.users if u not in out and self._is_alias(u, value))
-        return out
-
-    def _is_alias(self, node: fx.Node, value: Value) -> bool:
-        return node.op.startswith("call_") and self.value(node) is value
+        self._read_all()
+        return [value.node, *value.twins, *self._others.get(id(value), ())]
 
     def readers(self, value: Value) -> list[Value]:
         """The canonical values that have this one as a direct operand, in graph order."""
-        known = self._readers.get(id(value))
-        if known is None:
-            known = self._find_readers(value)
-            if value.op != "cast":  # a further cast of the same may still be found, with readers of its own
-                self._readers[id(value)] = known
-        return known
-
-    def _find_readers(self, value: Value) -> list[Value]:
-        if value.owner is not None:
-            return [v for v in self._with_parts(value.owner) if self._reads(v, value)]
-        found: dict[int, Value] = {}
-        for node in self.aliases(value):
-            for user in node.users:
-                for candidate in (user, *user.users):
-                    if candidate.op == "output":
-                        continue
-                    for reader in self._with_parts(self.value(candidate)):
-                        if reader is not value and self._reads(reader, value):
-                            found.setdefault(id(reader), reader)
-        order = self.effects.order
-        return sorted(found.values(), key=lambda v: order[v.node])
+        self._read_all()
+        return self._readers.get(id(value), [])
 
     def users(self, value: Value) -> list[Value]:
         """What reads this value, for a reader's eyes: also ops that the view does not know."""
@@ -300,15 +287,21 @@ class View:
         users = (user for node in self.aliases(value) for user in node.users if user.op != "output")
         return known or [v for v in map(self.value, users) if v is not value]
 
-    def _reads(self, reader: Value, value: Value) -> bool:
-        return any(self.operand(raw) is value for raw in reader.args.values())
+
+def operands_in(raw: Any) -> Iterator[Any]:
+    """The nodes and values among the arguments of a value, also those inside tuples."""
+    for one in raw.values() if isinstance(raw, dict) else raw:
+        if isinstance(one, fx.Node | Value):
+            yield one
+        elif isinstance(one, tuple):
+            yield from operands_in(one)
 
 
 def _nodes_of(value: Value) -> Iterator[fx.Node]:
-    for raw in value.args.values():
+    for raw in operands_in(value.args):
         if isinstance(raw, fx.Node):
             yield raw
-        elif isinstance(raw, Value):
+        else:
             yield from (raw.node,) if raw.owner is None else _nodes_of(raw)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import fxfuse
-from fxfuse import Dim, Input, Param, PatternError, Scalar, one_of, pattern
+from fxfuse import Dim, Input, Param, PatternError, Scalar, keep, many, one_of, ordered, pattern
 
 D, N = Dim("hidden"), Dim("intermediate")
 
@@ -32,7 +32,7 @@ def unused(x: Any = Input(..., D), weight: Any = Param(D), eps: Any = Scalar(flo
 
 
 def unknown_op(x: Any = Input(..., D)) -> Any:
-    return F.silu(torch.cumsum(x, -1))  # the line to name
+    return F.silu(torch.logcumsumexp(x, -1))  # the line to name
 
 
 def branches(x: Any = Input(..., D)) -> Any:
@@ -73,8 +73,41 @@ def not_a_tensor(x: Any = Input(..., D)) -> Any:
     return one_of("act", silu=lambda: F.silu(x), number=lambda: 1.0)
 
 
-def returns_a_pair(x: Any = Input(..., D)) -> Any:
+def returns_its_capture(x: Any = Input(..., D)) -> Any:
     return F.silu(x), x
+
+
+def returns_a_number(x: Any = Input(..., D)) -> Any:
+    return F.silu(x), 1
+
+
+def many_without_many(x: Any = Input(..., D), weights: Any = Param(N, D, many=True)) -> Any:
+    return F.silu(F.linear(x, weights))
+
+
+def many_of_one(x: Any = Input(..., D), weight: Any = Param(N, D)) -> Any:
+    return many(lambda w: F.linear(x, w), weight)
+
+
+def many_that_uses_none(x: Any = Input(..., D), weights: Any = Param(N, D, many=True)) -> Any:
+    return many(lambda w: F.silu(x), weights)
+
+
+def many_used_inside(x: Any = Input(..., D), weights: Any = Param(N, D, many=True)) -> Any:
+    (y,) = many(lambda w: F.linear(x, w), weights)
+    return F.silu(y)
+
+
+def keeps_a_capture(x: Any = Input(..., D)) -> Any:
+    return F.silu(keep(x))
+
+
+def keeps_what_is_folded(x: Any = Input(..., D)) -> Any:
+    return 1 / keep(torch.sqrt(x))
+
+
+def orders_a_difference(x: Any = Input(..., D), y: Any = Input(..., D)) -> Any:
+    return ordered(x - y)
 
 
 def returns_none(x: Any = Input(..., D)) -> Any:
@@ -96,7 +129,7 @@ def optional_weight_of_linear(x: Any = Input(..., D), weight: Any = Param(N, D, 
         (bare, r"pattern 'p': parameter 'x' has no capture as its default"),
         (nothing, r"pattern 'p' captures nothing"),
         (unused, r"pattern 'p' never uses its capture 'eps'; remove it or use it"),
-        (unknown_op, r"the canonical view does not know 'cumsum' as called here\. Known ops: .*silu"),
+        (unknown_op, r"the canonical view does not know 'logcumsumexp' as called here\. Known ops: .*silu"),
         (branches, r"a reference function may not branch or loop on a traced value .*; use one_of for alternatives"),
         (branches_on_a_size, r"may not branch or loop on a traced value"),
         (loops, r"may not branch or loop on a traced value"),
@@ -106,10 +139,21 @@ def optional_weight_of_linear(x: Any = Input(..., D), weight: Any = Param(N, D, 
         (twin_alternatives, r"alternatives 'power' and 'product' of one_of\('square'\) are the same canonical graph"),
         (same_name_other_labels, r"one_of\('act'\) is used twice with different alternatives"),
         (not_a_tensor, r"one_of\('act', number=\.\.\.\) returns 1\.0, not a tensor"),
-        (returns_a_pair, r"pattern 'p' returns tuple; it must return one tensor"),
-        (returns_none, r"pattern 'p' returns NoneType; it must return one tensor"),
-        (required_but_optional, r"optional capture 'weight' is the '\w+' operand of mul, which cannot be absent"),
-        (optional_weight_of_linear, r"optional capture 'weight' is the 'weight' operand of linear, which cannot"),
+        (returns_its_capture, r"pattern 'p' returns its capture 'x' as it is"),
+        (returns_a_number, r"pattern 'p' returns int; it must return a tensor or a tuple of them"),
+        (returns_none, r"pattern 'p' returns NoneType; it must return a tensor or a tuple of them"),
+        (required_but_optional, r"mul cannot do without its operand 'other', which is None where an optional capture"),
+        (
+            optional_weight_of_linear,
+            r"without weight at .*linear.*The optional captures may be absent, so the function must also run",
+        ),
+        (many_without_many, r"capture 'weights' stands for any number of siblings; use many"),
+        (many_of_one, r"many\(\.\.\.\) takes captures that are declared with many=True"),
+        (many_that_uses_none, r"never uses its capture 'weights'"),
+        (many_used_inside, r"what many\(\.\.\.\) returns can only be returned by the pattern"),
+        (keeps_a_capture, r"keep\(\.\.\.\) takes a value that the pattern computes; given the capture 'x'"),
+        (keeps_what_is_folded, r"keep\(\.\.\.\) marks a value that the canonical view folds into another op"),
+        (orders_a_difference, r"ordered\(\.\.\.\) takes the result of a commutative op; sub\(x, y\) is none"),
     ],
     ids=lambda p: p.__name__ if callable(p) else "",
 )
@@ -139,13 +183,16 @@ def test_a_name_is_an_identifier(name: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "fragment"),
     [
-        (lambda: Input("D"), "sizes are Dim, int or a leading ...; 'D' is none of them"),
+        (
+            lambda: Input("D"),
+            "sizes are Dim, relations of them such as 2 * N, int, or a leading ...; 'D' is none of them",
+        ),
         (lambda: Param(1.5), "1.5 is none of them"),
         (lambda: Param(None), "None is none of them"),
         (lambda: Input(D, ...), "only as its first size"),
-        (lambda: Scalar(str), "Scalar takes float, int or bool; given <class 'str'>"),
-        (lambda: Scalar(torch.Tensor), "Scalar takes float, int or bool"),
-        (lambda: Scalar(1e-6), "Scalar takes float, int or bool; given 1e-06"),
+        (lambda: Scalar(list), "Scalar takes one of float, int, bool, str, tuple; given <class 'list'>"),
+        (lambda: Scalar(torch.Tensor), "Scalar takes one of float, int, bool, str, tuple"),
+        (lambda: Scalar(1e-6), "Scalar takes one of float, int, bool, str, tuple; given 1e-06"),
     ],
 )
 def test_a_bad_capture(make: Any, fragment: str) -> None:
@@ -234,7 +281,7 @@ def nothing_rare(x: Any = Input(..., D), w: Any = Param(D)) -> Any:
     ],
 )
 def test_the_search_starts_at_rare_ops_that_every_match_contains(function: Any, seeds: set[str]) -> None:
-    assert {term.op for term in pattern("p")(function).seeds} == seeds
+    assert {term.op for term in pattern("p")(function).forms[0].seeds} == seeds
 
 
 def test_spellings_of_a_reference_are_one_pattern() -> None:
@@ -243,5 +290,5 @@ def test_spellings_of_a_reference_are_one_pattern() -> None:
     def other(x: Any = Input(..., D), weight: Any = Param(D), eps: Any = Scalar(float)) -> Any:
         return torch.mul(weight, x / torch.sqrt(eps + (x * x).mean(dim=-1, keepdim=True)))
 
-    ops = [[getattr(t, "op", t) for t in pattern("p")(f).terms.order if hasattr(t, "op")] for f in (norm, other)]
+    ops = [[getattr(t, "op", t) for t in pattern("p")(f).forms[0].order if hasattr(t, "op")] for f in (norm, other)]
     assert sorted(ops[0]) == sorted(ops[1])

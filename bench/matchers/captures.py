@@ -1,0 +1,169 @@
+"""One model's graph at the level that each matcher works on, and long graphs made by repeating a captured one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxfuse import compat
+
+
+def dynamo_graph(
+    model: Callable[..., Any], inputs: Sequence[Any], *, dynamic: bool = False
+) -> tuple[fx.GraphModule, list[Any]]:
+    """The one graph that Dynamo captures of a call, and its live arguments."""
+    seen: list[tuple[fx.GraphModule, list[Any]]] = []
+
+    def look(gm: fx.GraphModule, examples: list[Any]) -> Any:
+        seen.append((gm, examples))
+        return gm.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(model, backend=look, fullgraph=True, dynamic=dynamic)(*inputs)
+    (only,) = seen
+    return only
+
+
+def exported(model: nn.Module, inputs: Sequence[Tensor], *, dynamic: bool = False) -> torch.export.ExportedProgram:
+    """All but the last dimension of each input are dynamic where ``dynamic`` is set."""
+    with quiet(), torch.no_grad():
+        return torch.export.export(model, tuple(inputs), dynamic_shapes=_dynamic(inputs) if dynamic else None)
+
+
+def export_graph(
+    model: nn.Module, inputs: Sequence[Tensor], *, dynamic: bool = False
+) -> tuple[torch.export.ExportedProgram, fx.GraphModule]:
+    """Export's inference graph: casts that change nothing are gone, ``linear`` is one operation.
+
+    Its assertions are erased. They read interior values, and a matcher that does not know them finds nothing.
+    """
+    with quiet(), torch.no_grad():
+        program = exported(model, inputs, dynamic=dynamic).run_decompositions({})
+    gm = program.graph_module
+    for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        gm.graph.erase_node(node)
+    gm.recompile()
+    return program, gm
+
+
+class _Seen(Exception):
+    """Stops a compile at the graph that was asked for."""
+
+
+def post_grad_graph(
+    model: Callable[..., Any], inputs: Sequence[Any], *, dynamic: bool = False
+) -> tuple[fx.GraphModule, list[Any]]:
+    """What Inductor gives to a custom pass before its own post-grad passes, and real arguments for it."""
+    seen: list[fx.GraphModule] = []
+    arguments: list[Any] = []
+
+    class Look(compat.custom_graph_pass()):  # type: ignore[misc]
+        def __call__(self, graph: fx.Graph) -> None:
+            seen.append(graph.owning_module)  # type: ignore[arg-type]
+            raise _Seen
+
+        def uuid(self) -> Any:
+            return None
+
+    def backend(gm: fx.GraphModule, examples: list[Any]) -> Any:
+        from torch._inductor.compile_fx import compile_fx
+
+        arguments.extend(a.node.hint if isinstance(a, torch.SymInt) else a for a in examples)
+        return compile_fx(gm, examples)
+
+    config: Any = torch.compiler.config
+    inductor_config: Any = __import__("torch._inductor.config", fromlist=["config"])
+    with quiet(), torch.no_grad(), config.patch(force_disable_caches=True):
+        with inductor_config.patch(post_grad_custom_pre_pass=Look()):
+            torch._dynamo.reset()
+            try:
+                torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
+            except Exception:
+                if not seen:
+                    raise
+    (only,) = seen
+    return only, arguments
+
+
+def onnx_model(model: nn.Module, inputs: Sequence[Tensor], *, dynamic: bool = False) -> Any:
+    """The module as ``torch.onnx.export`` makes it (an ``onnx_ir.Model``), with its optimizer's folding of constants."""
+    shapes = _dynamic(inputs) if dynamic else None
+    with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        program: Any = torch.onnx.export(
+            model, tuple(inputs), dynamo=True, optimize=True, verbose=False, dynamic_shapes=shapes
+        )
+    return program.model
+
+
+def _dynamic(inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+    auto = torch.export.Dim.AUTO
+    each = tuple({i: auto for i in range(x.dim() - 1)} for x in inputs)
+    return (each,)  # all inputs are one *args
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Captures warn about much that is no matter here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+# --- long graphs ------------------------------------------------------------------------------------------------------
+
+
+def repeated(gm: fx.GraphModule, times: int, stream: int = 0) -> fx.GraphModule:
+    """``gm`` after itself, ``times`` times: its output feeds its placeholder ``stream``; the others are made anew.
+
+    Metadata is copied with fresh tensors: values that share a tensor would look like aliases of each other.
+    """
+    graph = fx.Graph(owning_module=gm)
+    holders = list(gm.graph.find_nodes(op="placeholder"))
+    passed = holders[stream]
+    state = graph.node_copy(passed, lambda n: n)
+    for _ in range(times):
+        copied: dict[fx.Node, fx.Node] = {passed: state}
+        fresh: dict[int, Any] = {}
+        for node in gm.graph.nodes:
+            if node.op == "output":
+                (first,) = node.all_input_nodes
+                state = copied[first]
+            elif node is not passed:
+                copied[node] = graph.node_copy(node, copied.__getitem__)
+                for key in ("example_value", "val"):
+                    if key in node.meta:
+                        copied[node].meta[key] = _fresh(node.meta[key], fresh)
+    graph.output((state,))
+    made = fx.GraphModule(gm, graph)
+    return made
+
+
+def _fresh(value: Any, known: dict[int, Any]) -> Any:
+    """A tensor like this one; views of one storage stay views of one."""
+    if isinstance(value, tuple | list):
+        return type(value)(_fresh(v, known) for v in value)
+    if not isinstance(value, Tensor):
+        return value
+    if isinstance(value, nn.Parameter):
+        return value
+    key = value.untyped_storage()._cdata
+    mode = getattr(value, "fake_mode", contextlib.nullcontext())
+    with mode:
+        base = known.get(key)
+        if base is None:
+            base = known[key] = torch.empty(value.untyped_storage().nbytes() // value.itemsize, dtype=value.dtype)
+        return torch.as_strided(base, value.shape, value.stride(), value.storage_offset())

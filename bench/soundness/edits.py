@@ -1,0 +1,256 @@
+"""Random edits of a piece: each makes a program that is nearly the pattern, and usually is not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+
+from bench.soundness.builder import FLOATS, Builder
+from bench.soundness.mistakes import FALSE_IDENTITIES, IDENTITIES, MISTAKES, MUTATIONS
+from bench.soundness.recorded import Op, Recorded, Ref
+from bench.soundness.spellings import SWAPS
+
+Edit = Callable[[random.Random, Recorded, Builder, dict[str, str]], None]
+EDITS: dict[str, tuple[Edit, float]] = {}
+
+
+def edit(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """Apply one random edit; its name is added to what the program is about."""
+    name = rng.choices(list(EDITS), [weight for _, weight in EDITS.values()])[0]
+    b.focus.append(name)
+    EDITS[name][0](rng, recorded, b, captures)
+
+
+def _edit(weight: float) -> Callable[[Edit], Edit]:
+    def register(function: Edit) -> Edit:
+        EDITS[function.__name__] = (function, weight)
+        return function
+
+    return register
+
+
+def _fresh(recorded: Recorded) -> int:
+    return max((op.key for op in recorded.ops), default=0) + 1
+
+
+def _insert_after(recorded: Recorded, at: int, op: Op) -> None:
+    recorded.ops.insert(at + 1, op)
+
+
+def _values(recorded: Recorded, captures: dict[str, str]) -> list[Ref]:
+    return [*(Ref(c) for c in captures), *(Ref(op.key) for op in recorded.ops if op.name != "run")]
+
+
+def _wrap(rng: random.Random, recorded: Recorded, captures: dict[str, str], template: str) -> None:
+    """Put an expression over one operand of one operation."""
+    at, op = rng.choice(list(enumerate(recorded.ops)))
+    places = [i for i, a in enumerate(op.args) if isinstance(a, Ref)]
+    if not places:
+        return
+    place = rng.choice(places)
+    made = Op(_fresh(recorded), "", [op.args[place]], template, op.region)
+    recorded.ops.insert(at, made)
+    changed = Ref(made.key)
+    if rng.random() < 0.5:
+        op.args[place] = changed
+    else:  # for every reader of it from here on
+        old = op.args[place]
+        for later in recorded.ops[at + 1 :]:
+            later.args = [changed if a == old else a for a in later.args]
+
+
+@_edit(4)
+def mistake(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    known = [op for op in recorded.ops if op.name in MISTAKES and not op.template]
+    if known:
+        op = rng.choice(known)
+        op.template = rng.choice(MISTAKES[op.name])
+
+
+@_edit(1.5)
+def swap_op(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    known = [(op, row) for op in recorded.ops for row in SWAPS if op.name in row]
+    if known:
+        op, row = rng.choice(known)
+        op.name = rng.choice([n for n in row if n != op.name])
+
+
+@_edit(2)
+def change_literal(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    known = [(op, i) for op in recorded.ops for i, a in enumerate(op.args) if isinstance(a, int | float)]
+    if known:
+        op, i = rng.choice(known)
+        value = op.args[i]
+        if isinstance(value, bool):
+            op.args[i] = not value
+        elif isinstance(value, int):
+            op.args[i] = rng.choice((value + 1, value - 1, -value, 0, 2 * value, float(value)))
+        else:
+            op.args[i] = rng.choice((value * 2, value + 1, 0.0, -value, value * 1.001, 1))
+
+
+@_edit(3)
+def swap_operands(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    known = [op for op in recorded.ops if len(op.args) > 1]
+    if known:
+        op = rng.choice(known)
+        i, j = rng.sample(range(len(op.args)), 2)
+        op.args[i], op.args[j] = op.args[j], op.args[i]
+
+
+@_edit(3)
+def other_operand(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """One operand becomes another value of the program, or one of the piece."""
+    at, op = rng.choice(list(enumerate(recorded.ops)))
+    places = [i for i, a in enumerate(op.args) if isinstance(a, Ref)]
+    earlier = [Ref(c) for c in captures] + [Ref(o.key) for o in recorded.ops[:at] if o.name != "run"]
+    if places and earlier:
+        op.args[rng.choice(places)] = rng.choice(earlier)
+
+
+@_edit(2)
+def insert_cast(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    dtype = rng.choice((*FLOATS, torch.float64))
+    back = rng.random() < 0.6
+    _wrap(rng, recorded, captures, f"{{0}}.to({dtype}).to({{0}}.dtype)" if back else f"{{0}}.to({dtype})")
+
+
+@_edit(1.5)
+def remove_cast(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    casts = [op for op in recorded.ops if op.name == "cast"]
+    if casts:
+        gone = rng.choice(casts)
+        recorded.ops.remove(gone)
+        for op in recorded.ops:
+            op.args = [gone.args[0] if a == Ref(gone.key) else a for a in op.args]
+
+
+@_edit(1)
+def change_cast(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    casts = [op for op in recorded.ops if op.name == "cast"]
+    if casts:
+        rng.choice(casts).args[1] = rng.choice((*FLOATS, torch.float64))
+
+
+@_edit(3)
+def extra_reader(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    inner = [op for op in recorded.ops if op.name != "run"]
+    op = rng.choice(inner)
+    at = recorded.ops.index(op)
+    template = rng.choice(("{0} + 0", "{0}.sum()", "{0}", "{0}.transpose(0, -1)", "torch.atan({0})", "{0}.view(-1)[0]"))
+    place = rng.randint(at, len(recorded.ops) - 1)
+    _insert_after(recorded, place, Op(_fresh(recorded), "", [Ref(op.key)], template))
+
+
+@_edit(4)
+def write_between(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    at = rng.randrange(len(recorded.ops))
+    known = [Ref(c) for c in captures] + [Ref(o.key) for o in recorded.ops[: at + 1] if o.name != "run"]
+    target = rng.choice(known)
+    _insert_after(recorded, at, Op(_fresh(recorded), "run", [target], rng.choice(MUTATIONS)))
+
+
+@_edit(2.5)
+def write_alias_between(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """An alias is taken at one place, and written through at a later one."""
+    at = rng.randrange(len(recorded.ops))
+    known = [Ref(c) for c in captures] + [Ref(o.key) for o in recorded.ops[: at + 1] if o.name != "run"]
+    alias = Op(_fresh(recorded), "", [rng.choice(known)], rng.choice((*IDENTITIES, "{0}.view(-1)", "{0}.mT", "{0}[0]")))
+    _insert_after(recorded, at, alias)
+    later = rng.randint(at + 1, len(recorded.ops) - 1)
+    _insert_after(recorded, later, Op(_fresh(recorded), "run", [Ref(alias.key)], rng.choice(MUTATIONS)))
+    if rng.random() < 0.3 and later + 2 < len(recorded.ops):
+        op = rng.choice(recorded.ops[later + 2 :])
+        op.args = [Ref(alias.key) if a == alias.args[0] else a for a in op.args]
+
+
+@_edit(3)
+def identity(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    _wrap(rng, recorded, captures, rng.choice(IDENTITIES))
+
+
+@_edit(4)
+def false_identity(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    _wrap(rng, recorded, captures, rng.choice(FALSE_IDENTITIES))
+
+
+@_edit(2)
+def region(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """A run of operations in a region: grad mode, autocast or a checkpoint's body."""
+    start = rng.randrange(len(recorded.ops))
+    end = rng.randint(start + 1, len(recorded.ops))
+    if rng.random() < 0.3:
+        start, end = 0, len(recorded.ops)
+    name = rng.choice(("no_grad", "enable_grad", "autocast", "autocast", f"checkpoint{_fresh(recorded)}"))
+    for op in recorded.ops[start:end]:
+        op.region = (*op.region, name)
+
+
+@_edit(1)
+def computed_twice(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    at, op = rng.choice(list(enumerate(recorded.ops)))
+    if op.name == "run":
+        return
+    twin = op.copy()
+    twin.key = _fresh(recorded)
+    _insert_after(recorded, rng.randint(at, len(recorded.ops) - 1), twin)
+    place = recorded.ops.index(twin)
+    for later in recorded.ops[place + 1 :]:
+        if rng.random() < 0.5:
+            later.args = [Ref(twin.key) if a == Ref(op.key) else a for a in later.args]
+
+
+@_edit(2.5)
+def other_weight(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """A parameter becomes something else of its size: computed, cut, aliased, of another dtype, an input."""
+    weights = [c for c in captures if captures[c][0] in "pb"]
+    if not weights:
+        return
+    old = rng.choice(weights)
+    name = captures[old]
+    value = b.env[name]
+    ways: list[Callable[[], str | None]] = [
+        lambda: b.emit(f"{name} * 2"),
+        lambda: b.emit(f"{name} + 0"),
+        lambda: b.emit(f"{name}.detach()"),
+        lambda: b.emit(f"{name}.t().contiguous().t()"),
+        lambda: b.emit(f"{name}.clone()"),
+        lambda: b.emit(f"{name}.flip(0)"),
+        lambda: b.emit(f"{name}.t()") if value.dim() == 2 and value.shape[0] == value.shape[1] else None,
+        lambda: b.operand(tuple(value.shape), value.dtype),
+        lambda: b.weight(tuple(value.shape), rng.choice(FLOATS)),
+        lambda: b.operand(tuple(value.shape), value.dtype, "p", of=f"{name}.data"),
+        lambda: b.operand(tuple(value.shape), value.dtype, "p", of=f"{name}.data.flip(0)"),
+        lambda: b.operand(tuple(value.shape), value.dtype, "b", scale=0.5),
+        lambda: b.operand(tuple(value.shape), value.dtype, "b", of=f"{name}.data"),
+        lambda: b.emit(f"{name}.expand_as({name})"),
+        lambda: b.emit(f"{name}[:1].expand_as({name})"),
+        lambda: rng.choice([n for n in b.env if n[0] == "p" and b.env[n].shape == value.shape]),
+        lambda: b.emit(f"F.dropout({name}, 0.5)"),
+    ]
+    other = rng.choice(ways)()
+    if other is None:
+        return
+    key = f"other~{len(captures)}"
+    captures[key] = other
+    chosen = [op for op in recorded.ops if Ref(old) in op.args]
+    for op in chosen if rng.random() < 0.5 else chosen[:1]:
+        op.args = [Ref(key) if a == Ref(old) else a for a in op.args]
+
+
+@_edit(1)
+def scalar_tensor(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """A number becomes a tensor of no dimensions or of one element: an input, a buffer, or made in the graph."""
+    known = [(op, i) for op in recorded.ops for i, a in enumerate(op.args) if isinstance(a, float)]
+    if not known:
+        return
+    op, i = rng.choice(known)
+    shape = rng.choice(((), (), (1,)))
+    made = rng.choice((lambda: b.operand(shape, rng.choice((torch.float32, torch.float64)), rng.choice("xbp"), shift=2.0),
+                       lambda: b.emit(f"torch.tensor({op.args[i]})"), lambda: b.emit(f"torch.ones(()) * {op.args[i]}")))()  # fmt: skip
+    if made is not None:
+        key = f"number~{len(captures)}"
+        captures[key] = made
+        op.args[i] = Ref(key)

@@ -1,0 +1,55 @@
+"""The generator: a random program for each (seed, index), always the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from bench.soundness.builder import Builder
+from bench.soundness.glue import glue
+from bench.soundness.mistakes import MUTATIONS
+from bench.soundness.pieces import piece
+from bench.soundness.program import Program
+from fxfuse.authoring import Pattern
+
+
+def generate(seed: int, index: int, patterns: Sequence[Pattern], target: str = "") -> Program:
+    """The program with this index of this seed; ``target``: a safeguard that it is to need."""
+    rng = random.Random(f"{seed}/{index}")
+    torch.manual_seed(rng.randrange(1 << 30))
+    b = Builder(rng, grad=rng.random() < 0.15)
+    if rng.random() < 0.3:
+        lead = rng.choice(((2, 3), (4,), (1, 2), (2, 2, 2)))
+        b.operand((*lead, rng.choice((2, 4, 8))))
+        glue(b, rng.randint(0, 2))
+    for _ in range(rng.choices((1, 2, 3), (6, 3, 0.5))[0]):
+        if rng.random() < 0.08:
+            b.region = (rng.choice(("no_grad", "enable_grad", "autocast", "checkpoint0")),)
+        edits = rng.choices((0, 1, 2, 3), (4, 5, 2, 1))[0]
+        piece(b, rng.choice(patterns), edits, clean=rng.random() < 0.5)
+        if rng.random() < 0.8:
+            b.region = ()
+        glue(b, rng.choice((0, 0, 1, 2, 3)))
+        b.region = ()
+    if rng.random() < 0.1 and b.env:
+        b.run(rng.choice(MUTATIONS).format(rng.choice(list(b.env))))
+    program = b.program()
+    if rng.random() < 0.04:
+        program = _dynamic(program, rng)
+    return program
+
+
+def _dynamic(program: Program, rng: random.Random) -> Program:
+    """The program with its inputs' first sizes as symbols of the graph."""
+    firsts = {o.shape[0] for o in program.operands if o.kind == "x" and len(o.shape) > 1 and not o.of}
+    symbols = {size for size in firsts if size > 1}
+    return replace(
+        program,
+        operands=tuple(
+            replace(o, dynamic=(0,)) if o.kind == "x" and len(o.shape) > 1 and o.shape[0] in symbols and not o.of else o
+            for o in program.operands
+        ),
+    )

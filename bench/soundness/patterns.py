@@ -1,0 +1,155 @@
+"""What the fuzz searches for: the patterns of the installed packs, and some of every authoring feature."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from fxfuse import Dim, Input, Param, Scalar, keep, library, many, one_of, ordered, pattern
+from fxfuse.authoring import Pattern
+
+B, D, N, O, T = Dim("batch"), Dim("hidden"), Dim("inner"), Dim("out"), Dim("rows")
+LOW = (torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def everything() -> tuple[Pattern, ...]:
+    """The installed packs' patterns, then this page's."""
+    return (*library.all_patterns().values(), *(v for v in globals().values() if isinstance(v, Pattern)))
+
+
+def norm_of(x: Any, weight: Any, eps: Any) -> Any:
+    h = x.float()
+    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    return one_of("norm", early=lambda: weight * h.to(x.dtype), late=lambda: (weight * h).to(x.dtype))
+
+
+@pattern("fuzz_add_norm")
+def add_norm(x: Any = Input(..., D), y: Any = Input(..., D), weight: Any = Param(D), eps: Any = Scalar(float)) -> Any:
+    """Two results, of which one is an operand of the other."""
+    s = x + y
+    return s, norm_of(s, weight, eps)
+
+
+@pattern("fuzz_norm_linear")
+def norm_linear(
+    x: Any = Input(..., D), weight: Any = Param(D), eps: Any = Scalar(float), w: Any = Param(O, D),
+    b: Any = Param(O, optional=True),
+) -> Any:  # fmt: skip
+    return F.linear(norm_of(x, weight, eps), w, b)
+
+
+@pattern("fuzz_siblings")
+def siblings(x: Any = Input(..., D), w: Any = Param(O, D, many=True)) -> Any:
+    """Any number of roots."""
+    return many(lambda one: F.linear(x, one), w)
+
+
+@pattern("fuzz_biased_siblings")
+def biased_siblings(
+    x: Any = Input(..., D), w: Any = Param(O, D, many=True), b: Any = Param(O, many=True)
+) -> Any:  # fmt: skip
+    return many(lambda one, bias: F.linear(x, one, bias), w, b)
+
+
+@pattern("fuzz_two_activations")
+def two_activations(x: Any = Input(..., D), p: Any = Param(N, D), q: Any = Param(N, D)) -> Any:
+    """Two roots with an operand in common."""
+    return torch.sigmoid(F.linear(x, p)), torch.tanh(F.linear(x, q))
+
+
+@pattern("fuzz_kept_gate")
+def kept_gate(x: Any = Input(..., D), gate: Any = Param(N, D), up: Any = Param(N, D)) -> Any:
+    """A value inside that others may read."""
+    g = keep(F.linear(x, gate))
+    return torch.sigmoid(g) * F.linear(x, up)
+
+
+@pattern("fuzz_packed_glu")
+def packed_glu(x: Any = Input(..., D), w: Any = Param(2 * N, D), b: Any = Param(2 * N, optional=True)) -> Any:
+    """A relation of sizes."""
+    first, second = F.linear(x, w, b).chunk(2, -1)
+    return one_of("order", a=lambda: F.relu(first) * second, b=lambda: first * F.relu(second))
+
+
+@pattern("fuzz_nested_choice")
+def nested_choice(x: Any = Input(..., D), w: Any = Param(O, D)) -> Any:
+    y = F.linear(x, w)
+    smooth = lambda: one_of("kind", exact=lambda: F.gelu(y), tanh=lambda: F.gelu(y, approximate="tanh"))  # noqa: E731
+    return one_of("act", smooth=smooth, silu=lambda: F.silu(y), square=lambda: F.relu(y).pow(2)) * 2.0
+
+
+@pattern("fuzz_masked_softmax")
+def masked_softmax(
+    x: Any = Input(..., T, N), scale: Any = Scalar(float), mask: Any = Input(..., T, N, optional=True)
+) -> Any:
+    """An optional operand on which the reference branches."""
+    s = x * scale
+    if mask is not None:
+        s = s + mask
+    return F.softmax(s, dim=-1)
+
+
+@pattern("fuzz_attention")
+def attention(
+    q: Any = Input(..., T, D), k: Any = Input(..., N, D), v: Any = Input(..., N, O), scale: Any = Scalar(float)
+) -> Any:
+    return F.softmax((q @ k.transpose(-1, -2)) * scale, dim=-1) @ v
+
+
+@pattern("fuzz_ordered_residual")
+def ordered_residual(x: Any = Input(..., O), y: Any = Input(..., D), w: Any = Param(O, D)) -> Any:
+    return ordered(x + F.linear(y, w)) * torch.tanh(x)
+
+
+@pattern("fuzz_plain_product")
+def plain_product(x: Any = Input(..., D), w: Any = Param(D, N)) -> Any:
+    """The weight as it is: no transpose."""
+    return torch.exp(torch.matmul(x, w))
+
+
+@pattern("fuzz_rotary")
+def rotary(x: Any = Input(..., T, 2 * D), cos: Any = Input(T, 2 * D), sin: Any = Input(T, 2 * D)) -> Any:
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+@pattern("fuzz_low_only")
+def low_only(x: Any = Input(..., D, dtype=LOW), y: Any = Input(..., D, dtype=LOW)) -> Any:
+    """A set of dtypes, and a rounding between two ops."""
+    return torch.sigmoid((x.float() * y.float()).to(x.dtype)) * x
+
+
+@pattern("fuzz_layer_norm_linear")
+def layer_norm_linear(
+    x: Any = Input(..., D), g: Any = Param(D), h: Any = Param(D), eps: Any = Scalar(float), w: Any = Param(O, D)
+) -> Any:
+    m = x.mean(-1, keepdim=True)
+    c = x - m
+    return F.linear(c * torch.rsqrt(c.pow(2).mean(-1, keepdim=True) + eps) * g + h, w)
+
+
+@pattern("fuzz_each")
+def each(x: Any = Input(..., D), y: Any = Input(..., D)) -> Any:
+    """One choice, made anew at each place."""
+
+    def act(t: Any) -> Any:
+        return one_of.each("act", relu=lambda: F.relu(t), silu=lambda: F.silu(t))
+
+    return act(x) * act(y) + 1.0
+
+
+@pattern("fuzz_biases_in_pairs")
+def biases_in_pairs(
+    x: Any = Input(..., D), p: Any = Param(O, D), q: Any = Param(O, D), a: Any = Param(O, optional=True),
+    b: Any = Param(O, optional=True),
+) -> Any:  # fmt: skip
+    return torch.sigmoid(F.linear(x, p, a)) + F.linear(x, q, b)
+
+
+@biases_in_pairs.constraint
+def both_or_none(m: Any) -> None:
+    m.require((m.a is None) == (m.b is None), "p and q need a bias both, or neither")

@@ -1,0 +1,82 @@
+"""The fuzz proves itself: with any one safeguard lifted, it must find a wrong result or a crash."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.soundness.execute import check
+from bench.soundness.patterns import everything
+from bench.soundness.worker import Task, one
+from fxfuse.safeguards import SAFEGUARDS, lifted
+
+MOST = 4_000
+SECONDS = 120.0
+"""How long one safeguard is tried."""
+
+
+@dataclass
+class Shown:
+    """What lifting one safeguard led to. ``graphs``: how many were tried; ``what`` is empty where nothing was seen."""
+
+    name: str
+    prevents: str
+    graphs: int
+    seconds: float
+    what: str = ""
+    index: int = -1
+
+
+def try_one(name: str, task: Task, most: int = MOST, seconds: float = SECONDS) -> Shown:
+    """Lift one safeguard until a program fails that is right with it."""
+    import torch
+
+    torch.set_num_threads(1)
+    patterns = everything()
+    start = time.perf_counter()
+    tried = 0
+    for index in range(task.start, task.start + most):
+        if time.perf_counter() - start > seconds:
+            break
+        tried += 1
+        with lifted(name):
+            program, setting, verdict = one(replace(task, target=name), index, patterns)
+        if verdict.failed and not check(program, setting, patterns).failed:
+            what = verdict.wrong or verdict.crash
+            return Shown(name, SAFEGUARDS[name].prevents, tried, time.perf_counter() - start, what, index)
+    return Shown(name, SAFEGUARDS[name].prevents, tried, time.perf_counter() - start)
+
+
+def prove(task: Task, only: Sequence[str], path: Path | None) -> int:
+    """Lift each safeguard in turn; exit code 1 where one was lifted and nothing was seen."""
+    everything()  # safeguards are declared where they stand, so what stands there is imported first
+    names = list(only) or sorted(SAFEGUARDS)
+    if task.workers == 1:
+        results = [try_one(name, task) for name in names]
+    else:
+        with multiprocessing.get_context("spawn").Pool(task.workers) as pool:
+            results = pool.starmap(try_one, [(name, task) for name in names], chunksize=1)
+    show(results)
+    if path is not None:
+        path.write_text(json.dumps([vars(r) for r in results], indent=1), encoding="utf-8")
+    return int(any(not r.what for r in results))
+
+
+def show(results: Sequence[Shown]) -> None:
+    """The table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Each safeguard lifted: after how many graphs a wrong result was seen")
+    for column in ("safeguard", "prevents", "graphs", "seconds", "found"):
+        table.add_column(column)
+    for r in results:
+        table.add_row(r.name, r.prevents, str(r.graphs), f"{r.seconds:.0f}", r.what or "NOT SHOWN")
+    console = Console()
+    console.print(table)
+    missing = [r.name for r in results if not r.what]
+    console.print(f"{len(results) - len(missing)} of {len(results)} shown" + (f"; not shown: {missing}" if missing else ""))

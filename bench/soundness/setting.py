@@ -1,0 +1,69 @@
+"""How one program is run: how it is captured, and with which options it is rewritten."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.soundness.program import Program
+from fxfuse.authoring import Pattern
+from fxfuse.kernels import REFERENCE, kernels_for
+from fxfuse.options import Options, parse
+
+REAL, FAKE, DYNAMO, ATEN, INDUCTOR = "stand-ins", "fake", "dynamo", "aten", "aten, decomposed"
+"""Captures: one run on real tensors as stand-ins for fakes, one on fakes, Dynamo itself; and functional ATen graphs."""
+
+SAME_OPERATIONS = frozenset({REFERENCE, "plain"})
+"""Kernels that repeat the reference's operations in its order, so their results are eager's to the bit."""
+
+_CPU = ("plain", "stacked", "stacked_biased", "cpu_fp32_gemm")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """``patterns`` by name; ``kernels``: pattern name -> kernels by name; ``weights``: the placement of derived ones."""
+
+    capture: str = FAKE
+    patterns: tuple[str, ...] = ()
+    kernels: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    weights: str = "inline"
+
+    @property
+    def exact(self) -> bool:
+        """Whether every kernel that may be placed repeats the reference's operations."""
+        return all(set(names) <= SAME_OPERATIONS for _, names in self.kernels)
+
+    def describe(self) -> dict[str, Any]:
+        """The options that a user would give, beside ``patterns``."""
+        kernels = {name: list(names) for name, names in self.kernels}
+        return {"kernels": kernels, "weights": self.weights, "on_error": "raise", "on_miss": "silent"}
+
+
+def choose(
+    rng: random.Random, program: Program, patterns: Sequence[Pattern], *, dynamo: float, aten: float = 0.0
+) -> Setting:
+    """A setting by chance. Mostly the kernels whose results must be eager's to the bit."""
+    rest = max(1.0 - dynamo - aten, 0.0)
+    shares = (rest * 0.8, rest * 0.2, dynamo, aten / 2, aten / 2)
+    capture = rng.choices((REAL, FAKE, DYNAMO, ATEN, INDUCTOR), shares)[0]
+    exact = rng.random() < 0.8
+    kernels = []
+    active = [p for p in patterns if p.name in program.focus] if rng.random() < 0.5 else patterns
+    for pattern in active:
+        known = [k for k in kernels_for(pattern.name) if k in _CPU]
+        names = [k for k in known if k in SAME_OPERATIONS] if exact else rng.sample(known, len(known))
+        names += [REFERENCE]
+        if rng.random() < 0.3:
+            names = [REFERENCE]
+        if kernels_for(pattern.name):
+            kernels.append((pattern.name, tuple(names)))
+    return Setting(capture, tuple(p.name for p in active), tuple(kernels))
+
+
+@functools.lru_cache(maxsize=256)
+def parsed(setting: Setting, patterns: tuple[Pattern, ...]) -> Options:
+    """The setting as options, checked."""
+    return parse({"patterns": [p for p in patterns if p.name in setting.patterns], **setting.describe()})

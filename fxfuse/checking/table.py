@@ -1,0 +1,73 @@
+"""The results of checks as text: a table, and below it each failure with a script that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from fxfuse.checking.failures import Failure
+from fxfuse.checking.run import Result
+
+MOST_SHOWN = 3
+"""Failures of one kind that are shown in full; the others are counted."""
+
+
+def show(results: Sequence[Result], console: Console) -> None:
+    """Print the table and the failures."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("pattern", overflow="fold")
+    for name in ("variants", "positives", "respellings", "mutants refused", "kernels", "numerics", "gradients", "s"):
+        table.add_column(name, justify="right")
+    for result in results:
+        style = "" if result.passed else "red"
+        table.add_row(*_row(result), style=style)
+    console.print(table)
+    for result in results:
+        _details(result, console)
+    failed = [r.pattern for r in results if not r.passed]
+    count = sum(len(r.failures) for r in results)
+    if failed:
+        console.print(
+            f"\n{count} failures in {len(failed)} of {len(results)} patterns: {', '.join(failed)}", style="red"
+        )
+    else:
+        console.print(f"\n{len(results)} of {len(results)} patterns passed.", style="green")
+
+
+def _row(result: Result) -> Iterable[str]:
+    positives, mutants, kernels = result.positives, result.mutants, result.rewrites
+    yield result.pattern
+    yield f"{result.ways}" + (f" ({len(positives.excluded)} excluded)" if positives.excluded else "")
+    yield f"{positives.right}/{positives.tried}"
+    yield f"{positives.respelled_right}/{positives.respelled}"
+    yield f"{sum(mutants.refused.values())}/{mutants.tried}"
+    yield f"{len(kernels.ran)}/{len({*kernels.ran, *kernels.skipped})}"
+    for found in (kernels.numerics, kernels.gradients):
+        ratios = [e.ratio for errors in found.values() for e in errors]
+        yield f"{max(ratios):.0%} of allowed" if ratios else "-"
+    yield f"{result.seconds:.1f}"
+
+
+def _details(result: Result, console: Console) -> None:
+    skipped = {n: why for n, why in result.rewrites.skipped.items() if n not in result.rewrites.numerics}
+    for name, why in skipped.items():
+        console.print(f"{result.pattern}: kernel {name} did not run here: {why}", style="dim", highlight=False)
+    for note in result.notes[:MOST_SHOWN]:
+        console.print(f"{result.pattern}: {note}", style="dim", highlight=False)
+    kinds: dict[str, list[Failure]] = {}
+    for failure in result.failures:
+        kinds.setdefault(failure.check, []).append(failure)
+    for kind, failures in kinds.items():
+        for failure in failures[:MOST_SHOWN]:
+            console.print()
+            console.print(Text(f"{result.pattern}: {kind}", style="bold red"))
+            console.print(Padding(Text(f"{failure.what}\n{failure.way} (seed {failure.seed})"), (0, 0, 0, 2)))
+            if failure.repro:
+                console.print(Padding(Syntax(failure.repro, "python", background_color="default"), (0, 0, 0, 2)))
+        if len(failures) > MOST_SHOWN:
+            console.print(f"  ... and {len(failures) - MOST_SHOWN} more of this kind (all of them: --json)")

@@ -1,0 +1,126 @@
+"""`Feasible`: whether an operand could be a term at all, whatever else is bound. A quick, memoised look ahead.
+
+It leaves out what depends on other parts of a match (equal operands, sizes, dtypes, which alternative was chosen), so
+"no" is certain and "yes" is not. The search asks it which operand orders are worth trying, and when to give up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fxfuse.authoring.captures import is_optional, is_param, is_scalar
+from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term
+from fxfuse.view import LeafKind, Value, View
+from fxfuse.view.aten.numbers import is_number_in_tensor
+from fxfuse.view.ops import SPECS
+
+
+class Feasible:
+    """The look ahead for one form of a pattern in one view."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self._known: dict[tuple[int, int], bool] = {}
+        self._alive: list[Value] = []  # ids in `_known` stay valid while their values live
+
+    def __call__(self, term: Any, operand: Any) -> bool:
+        """Whether ``operand`` (resolved) could be ``term``, which is a term, a literal or a tuple of these."""
+        if not isinstance(term, Term):
+            return self._literal(term, operand)
+        if isinstance(term, CaptureTerm):
+            return _capture_fits(term, operand)
+        if not isinstance(operand, Value):
+            return False
+        key = (id(term), id(operand))
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._fits(term, operand)
+            self._alive.append(operand)
+        return known
+
+    def orders(self, term: OpTerm, operand: Value) -> tuple[bool, bool]:
+        """Whether a commutative op could match with its operands as they stand, and with both swapped."""
+        given = {name: self.view.operand(raw) for name, raw in operand.args.items()}
+        swapped = {**given, "input": given.get("other"), "other": given.get("input")}
+        return self._args_fit(term, given), self._args_fit(term, swapped)
+
+    def _fits(self, term: Term, operand: Value) -> bool:
+        if isinstance(term, ChoiceTerm):
+            return any(self(alternative, operand) for alternative in term.alternatives.values())
+        assert isinstance(term, OpTerm)
+        if term.op == "cast":
+            source = term.args["input"]
+            below = operand.op == "cast" and operand.known and self(source, self.view.operand(operand.args["input"]))
+            return below or self(source, operand)
+        if operand.op != term.op or not operand.known or any(name not in term.args for name in operand.args):
+            return False
+        if term.commutative:
+            return any(self.orders(term, operand))
+        return self._args_fit(term, {name: self.view.operand(raw) for name, raw in operand.args.items()})
+
+    def _args_fit(self, term: OpTerm, given: dict[str, Any]) -> bool:
+        for name, wanted in term.args.items():
+            found = given.get(name)
+            if found is None and isinstance(wanted, CaptureTerm) and is_scalar(wanted.capture):
+                found = dict(SPECS[term.op].params).get(name)
+            if not self(wanted, found):
+                return False
+        return True
+
+    def _literal(self, wanted: Any, given: Any) -> bool:
+        if isinstance(wanted, DtypeTerm):
+            return True
+        if isinstance(wanted, tuple) and isinstance(given, tuple) and len(wanted) == len(given):
+            return all(self(w, self.view.operand(g)) for w, g in zip(wanted, given, strict=True))
+        return equal_literal(wanted, given)
+
+
+def _capture_fits(term: CaptureTerm, operand: Any) -> bool:
+    capture: Any = term.capture
+    if is_scalar(capture):
+        return is_a_scalar(operand, capture.type)
+    if operand is None:
+        return is_optional(capture)
+    if not isinstance(operand, Value) or operand.owner is not None:
+        return False
+    return not is_param(capture) or not_a_parameter(operand) is None
+
+
+def equal_literal(wanted: Any, given: Any) -> bool:
+    """Literals are exact; ``2`` and ``2.0`` are one number, ``True`` and ``1`` are not."""
+    if isinstance(wanted, bool) or isinstance(given, bool):
+        return wanted is given
+    if isinstance(wanted, Value) or isinstance(given, Value):
+        return False
+    return bool(wanted == given)
+
+
+def is_a_scalar(operand: Any, kind: type) -> bool:
+    """Whether an operand is a number (or string, or tuple of ints) of this type; symbols of the graph are numbers."""
+    if isinstance(operand, bool):
+        return kind is bool
+    if isinstance(operand, int | float):
+        return kind is float or (kind is int and isinstance(operand, int))
+    if isinstance(operand, str):
+        return kind is str
+    if isinstance(operand, tuple):
+        return kind is tuple and all(isinstance(item, int) and not isinstance(item, bool) for item in operand)
+    if isinstance(operand, Value):  # a number that differs from call to call: a symbol of the graph
+        example = operand.node.meta.get("example_value", operand.node.meta.get("val"))
+        wanted = {float: torch.SymFloat, int: torch.SymInt}.get(kind)
+        return (wanted is not None and isinstance(example, wanted)) or (kind is float and is_number_in_tensor(operand))
+    return False
+
+
+def not_a_parameter(value: Value) -> str | None:
+    """What stands where a parameter must be, or None where a plain one does."""
+    if value.leaf is None:
+        return f"{value.op} ({value.node.name}), computed in the graph"
+    if value.leaf.kind not in (LeafKind.PARAMETER, LeafKind.BUFFER, LeafKind.UNTOLD):
+        return f"the {value.leaf.kind.value} {value.leaf.path or value.node.name}"
+    meta = value.meta
+    if isinstance(meta, torch.Tensor) and torch.utils._python_dispatch.is_traceable_wrapper_subclass(meta):
+        return f"{value.leaf.path}, a {type(meta).__name__}"
+    return None
