@@ -27,6 +27,7 @@ class Builder:
         self.outputs: list[str] = []
         self.results: list[str] = []
         self.inner: set[str] = set()
+        self.returned: set[int] = set()  # results of the piece at hand that the program returns
         self.focus: list[str] = []
         self.region: tuple[str, ...] = ()
         self._counts = {"x": 0, "p": 0, "b": 0, "t": 0}

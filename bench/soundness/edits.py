@@ -11,9 +11,22 @@ from bench.soundness.builder import FLOATS, Builder
 from bench.soundness.mistakes import FALSE_IDENTITIES, IDENTITIES, MISTAKES, MUTATIONS
 from bench.soundness.recorded import Op, Recorded, Ref
 from bench.soundness.spellings import SWAPS
+from bench.soundness.targets import Aim
 
 Edit = Callable[[random.Random, Recorded, Builder, dict[str, str]], None]
 EDITS: dict[str, tuple[Edit, float]] = {}
+
+
+def aimed(aim: Aim, rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """Apply what makes a program need one safeguard."""
+    if aim.edit:
+        EDITS[aim.edit][0](rng, recorded, b, captures)
+    elif aim.templates and aim.wrap:
+        _wrap(rng, recorded, captures, rng.choice(aim.templates))
+    elif aim.templates:
+        for op in recorded.ops:
+            if op.name == aim.op:
+                op.template = rng.choice(aim.templates)
 
 
 def edit(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
@@ -254,3 +267,95 @@ def scalar_tensor(rng: random.Random, recorded: Recorded, b: Builder, captures: 
         key = f"number~{len(captures)}"
         captures[key] = made
         op.args[i] = Ref(key)
+
+
+@_edit(0.7)
+def returned(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """A value inside is a result of the program, too."""
+    recorded.results.append(Ref(rng.choice([op.key for op in recorded.ops if op.name != "run"])))
+    b.returned.add(len(recorded.results) - 1)
+
+
+@_edit(0.5)
+def feed_back(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """A later operand is computed from an earlier result of the piece."""
+    late = _readers_after_a_result(recorded, captures)
+    if late:
+        at, op, place, result = rng.choice(late)
+        made = Op(_fresh(recorded), "", [result, op.args[place]], "{0} * 0.5 + {1}", op.region)
+        recorded.ops.insert(at, made)
+        op.args[place] = Ref(made.key)
+
+
+@_edit(0.7)
+def late_operand(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """An operand is made late: after a result was read, and after a write to what its reader reads."""
+    late = _readers_after_a_result(recorded, captures)
+    if not late:
+        return
+    at, op, place, result = rng.choice(late)
+    key = f"beside~{len(captures)}"
+    captures[key] = b.operand(tuple(b.env[captures[str(op.args[place].key)]].shape))
+    reader = Op(_fresh(recorded), "", [result, Ref(key)], "{0} + {1}")
+    write = Op(reader.key + 1, "run", [Ref(key)], rng.choice(("{0}.mul_(2)", "{0}.zero_()", "{0} += 1")))
+    made = Op(reader.key + 2, "", [op.args[place]], "{0} * 1.5")
+    recorded.ops[at:at] = [reader, write, made]
+    op.args[place] = Ref(made.key)
+
+
+def _readers_after_a_result(recorded: Recorded, captures: dict[str, str]) -> list[tuple[int, Op, int, Ref]]:
+    found = []
+    done: list[Ref] = []
+    for at, op in enumerate(recorded.ops):
+        places = [i for i, a in enumerate(op.args) if isinstance(a, Ref) and captures.get(str(a.key), "p")[0] in "xt"]
+        found += [(at, op, place, result) for place in places for result in done if op.args[place] != result]
+        if Ref(op.key) in recorded.results:
+            done.append(Ref(op.key))
+    return [f for f in found if f[1].args[f[2]].key in captures]
+
+
+@_edit(0.5)
+def wider_weight(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """A parameter of more dimensions than the pattern's."""
+    weights = [c for c in captures if captures[c][0] == "p"]
+    if weights:
+        name = rng.choice(weights)
+        value = b.env[captures[name]]
+        captures[name] = b.weight((rng.choice((1, 2, 3)), *value.shape), value.dtype)
+
+
+@_edit(0.5)
+def number_beside(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """An input of no dimensions, in fp32, in place of a larger one."""
+    inputs = [c for c in captures if captures[c][0] == "x"]
+    if inputs:
+        captures[inputs[-1]] = b.operand((), torch.float32, shift=1.0)
+
+
+@_edit(1)
+def write_inside(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """A formula of two statements, with a write to its operand between them."""
+    roots = [op for op in recorded.ops if op.name == "rsqrt"]
+    if roots:
+        op = rng.choice(roots)
+        at = recorded.ops.index(op)
+        root = Op(_fresh(recorded), "", list(op.args), "torch.sqrt({0})", op.region)
+        write = Op(root.key + 1, "run", list(op.args), rng.choice(("{0}.mul_(2)", "{0} += 1", "{0}.zero_()")))
+        recorded.ops[at:at] = [root, write]
+        op.name, op.args, op.template = "", [Ref(root.key)], "{0}.reciprocal()"
+
+
+@_edit(1)
+def write_between_casts(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """One tensor is cast twice, and written in between."""
+    casts = [op for op in recorded.ops if op.name == "cast"]
+    if casts:
+        op = rng.choice(casts)
+        at = recorded.ops.index(op)
+        readers = [o for o in recorded.ops[at + 1 :] if Ref(op.key) in o.args]
+        if readers:
+            place = recorded.ops.index(readers[-1])
+            again = Op(_fresh(recorded), "cast", list(op.args), "", op.region)
+            write = Op(again.key + 1, "run", op.args[:1], rng.choice(("{0}.mul_(2)", "{0} += 1")))
+            recorded.ops[place:place] = [write, again]
+            readers[-1].args = [Ref(again.key) if a == Ref(op.key) else a for a in readers[-1].args]

@@ -13,6 +13,7 @@ from bench.soundness.glue import glue
 from bench.soundness.mistakes import MUTATIONS
 from bench.soundness.pieces import piece
 from bench.soundness.program import Program
+from bench.soundness.targets import TARGETS
 from fxfuse.authoring import Pattern
 
 
@@ -21,18 +22,22 @@ def generate(seed: int, index: int, patterns: Sequence[Pattern], target: str = "
     rng = random.Random(f"{seed}/{index}")
     torch.manual_seed(rng.randrange(1 << 30))
     b = Builder(rng, grad=rng.random() < 0.15)
-    if rng.random() < 0.3:
+    aim = TARGETS.get(target) if target else None
+    if not target and rng.random() < 0.25:
+        aim = TARGETS[rng.choice(sorted(TARGETS))]
+    if rng.random() < (0.3 if not target else 0.05):
         lead = rng.choice(((2, 3), (4,), (1, 2), (2, 2, 2)))
         b.operand((*lead, rng.choice((2, 4, 8))))
         glue(b, rng.randint(0, 2))
     for _ in range(rng.choices((1, 2, 3), (6, 3, 0.5))[0]):
         if rng.random() < 0.08:
             b.region = (rng.choice(("no_grad", "enable_grad", "autocast", "checkpoint0")),)
-        edits = rng.choices((0, 1, 2, 3), (4, 5, 2, 1))[0]
-        piece(b, rng.choice(patterns), edits, clean=rng.random() < 0.5)
+        edits = rng.choices((0, 1, 2, 3), (4, 5, 2, 1) if aim is None else (20, 2, 1, 0))[0]
+        fitting = [p for p in patterns if aim is None or not aim.patterns or p.name in aim.patterns]
+        piece(b, rng.choice(fitting or list(patterns)), edits, clean=rng.random() < 0.5, aim=aim)
         if rng.random() < 0.8:
             b.region = ()
-        glue(b, rng.choice((0, 0, 1, 2, 3)))
+        glue(b, rng.choice((0, 0, 1, 2, 3) if not target else (0, 0, 0, 1)))
         b.region = ()
     if rng.random() < 0.1 and b.env:
         b.run(rng.choice(MUTATIONS).format(rng.choice(list(b.env))))

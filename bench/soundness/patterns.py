@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxfuse import Dim, Input, Param, Scalar, keep, library, many, one_of, ordered, pattern
+from fxfuse import Dim, Input, Param, Scalar, kernel, keep, library, many, one_of, ordered, pattern
 from fxfuse.authoring import Pattern
 
 B, D, N, O, T = Dim("batch"), Dim("hidden"), Dim("inner"), Dim("out"), Dim("rows")
@@ -153,3 +153,97 @@ def biases_in_pairs(
 @biases_in_pairs.constraint
 def both_or_none(m: Any) -> None:
     m.require((m.a is None) == (m.b is None), "p and q need a bias both, or neither")
+
+
+@pattern("fuzz_two_inputs")
+def two_inputs(x: Any = Input(..., D), y: Any = Input(..., D), p: Any = Param(D)) -> Any:
+    """Two roots, each with an input of its own: one may come to depend on the other."""
+    s = torch.sigmoid(x)
+    return s * p, torch.tanh(y) + s
+
+
+@pattern("fuzz_slice")
+def sliced(x: Any = Input(..., N + 2), y: Any = Input(..., N)) -> Any:
+    return torch.sigmoid(x[..., 2:]) * y
+
+
+@pattern("fuzz_functional_norm")
+def functional_norm(x: Any = Input(..., D), w: Any = Param(D), eps: Any = Scalar(float)) -> Any:
+    return torch.tanh(F.rms_norm(x, w.shape, w, eps))
+
+
+@pattern("fuzz_heads")
+def heads(x: Any = Input(..., 2 * D), w: Any = Param(2)) -> Any:
+    """The last dimension in heads and back."""
+    return (torch.tanh(x.unflatten(-1, (-1, 2))) * w).flatten(-2)
+
+
+@pattern("fuzz_grouped")
+def grouped(q: Any = Input(B, T, D), k: Any = Input(B, N, D)) -> Any:
+    """Each row of k serves two."""
+    return torch.sigmoid(q @ k.repeat_interleave(2, dim=-2).transpose(-1, -2))
+
+
+@pattern("fuzz_scale")
+def scale(x: Any = Input(..., D), w: Any = Param(D)) -> Any:
+    return x * torch.sigmoid(w)
+
+
+@pattern("fuzz_offset_scale")
+def offset_scale(x: Any = Input(..., D), w: Any = Param(D), s: Any = Input()) -> Any:
+    return x.float() * (w.float() + s)
+
+
+@pattern("fuzz_weighted")
+def weighted(x: Any = Input(..., D), w: Any = Param(D)) -> Any:
+    return torch.sigmoid((w * x).float())
+
+
+@pattern("fuzz_same_twice")
+def same_twice(x: Any = Input(..., D), y: Any = Input(..., D)) -> Any:
+    """Two results of one value, in memory of their own."""
+    s = torch.exp(x)
+    return s * y, y * s
+
+
+# --- kernels that rest on a safeguard, and kernels that break their contract ----------------------------------------
+
+
+@kernel(biases_in_pairs, name="paired", backward="autograd")
+def paired(x: Any, p: Any, q: Any, a: Any, b: Any) -> Any:
+    """Right where the constraint holds, and only there."""
+    if a is None:
+        return torch.sigmoid(F.linear(x, p)) + F.linear(x, q)
+    return torch.sigmoid(F.linear(x, p, a)) + F.linear(x, q, a if b is None else b)
+
+
+@kernel(scale, name="first_row", backward="autograd")
+def first_row(x: Any, w: Any) -> Any:
+    """Right where ``w`` has the sizes that the pattern declares."""
+    return x * torch.sigmoid(w.reshape(-1)[: x.shape[-1]])
+
+
+@kernel(each, name="careless", backward="autograd")
+def in_place(x: Any, y: Any, *, act_1: str, act_2: str) -> Any:
+    """Writes to an operand."""
+    made = {"relu": F.relu, "silu": F.silu}
+    return (made[act_1](x) * made[act_2](y)).add(1.0) + x.mul_(0.0).nan_to_num(0.0)
+
+
+@kernel(same_twice, name="careless", backward="autograd")
+def one_tensor(x: Any, y: Any) -> Any:
+    """Gives one tensor for two results."""
+    made = torch.exp(x) * y
+    return made, made
+
+
+@kernel(scale, name="careless", backward="autograd")
+def turned(x: Any, w: Any) -> Any:
+    """Gives another layout."""
+    return (x * torch.sigmoid(w)).transpose(-1, 0).contiguous().transpose(-1, 0)
+
+
+@kernel(low_only, name="careless", backward="autograd")
+def wide(x: Any, y: Any) -> Any:
+    """Gives another dtype."""
+    return torch.sigmoid((x.float() * y.float()).to(x.dtype)).float() * x

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from bench.soundness.builder import FLOATS, Builder
-from bench.soundness.edits import edit
+from bench.soundness.edits import aimed, edit
 from bench.soundness.program import BUFFER
 from bench.soundness.recorded import Op, Recorded, Ref, record
 from bench.soundness.spellings import DTYPES, SPELLINGS, literal
+from bench.soundness.targets import Aim
 from fxfuse.authoring import Dim, Pattern
 from fxfuse.authoring.captures import Capture, Shaped, is_optional, is_param, is_scalar
 from fxfuse.authoring.sizes import evaluate
@@ -21,16 +22,18 @@ from fxfuse.authoring.sizes import evaluate
 SIZES = (1, 2, 3, 4, 6, 8)
 
 
-def piece(b: Builder, pattern: Pattern, edits: int, *, clean: bool = False) -> bool:
+def piece(b: Builder, pattern: Pattern, edits: int, *, clean: bool = False, aim: Aim | None = None) -> bool:
     """Add one piece. ``clean``: as the reference is written, in one dtype. False where it could not be made."""
     rng = b.rng
     for _ in range(4):
         variant = {name: rng.choice(labels) for name, labels in pattern.choices.items()}
-        given = _given(b, pattern, variant, clean)
+        given = _given(b, pattern, variant, clean, aim or Aim())
         if given is None:
             continue
         captures, recorded = given
         b.focus.append(pattern.name)
+        if aim is not None:
+            aimed(aim, rng, recorded, b, captures)
         for _ in range(edits):
             edit(rng, recorded, b, captures)
         emit(b, recorded, captures, respell=0.0 if clean else rng.choice((0.0, 0.3, 0.8)))
@@ -39,14 +42,15 @@ def piece(b: Builder, pattern: Pattern, edits: int, *, clean: bool = False) -> b
 
 
 def _given(
-    b: Builder, pattern: Pattern, variant: Mapping[str, str], clean: bool
+    b: Builder, pattern: Pattern, variant: Mapping[str, str], clean: bool, aim: Aim
 ) -> tuple[dict[str, str], Recorded] | None:
     """Operands for every capture, and what the reference does with them."""
     rng = b.rng
     mark = b.mark()
-    dims = _sizes(rng, pattern, variant)
-    dtype = rng.choices(FLOATS, (5, 3, 2))[0]
-    lead = _lead(rng)
+    dims = _sizes(rng, pattern, variant, aim.square)
+    dtype = aim.dtype or rng.choices(FLOATS, (5, 3, 2))[0]
+    lead = _lead(rng, dims, aim)
+    clean = clean or aim.mixed
     share = rng.choices((0.0, 1.0, 0.5), (6, 2, 2))[0]  # of the optional operands that are there
     names: dict[str, Any] = {}
     for name, capture in pattern.captures.items():
@@ -57,7 +61,8 @@ def _given(
         elif getattr(capture, "many", False):
             names[name] = tuple(_operand(b, capture, dims, lead, dtype, clean) for _ in range(_count(pattern, rng)))
         else:
-            names[name] = _operand(b, capture, dims, lead, dtype, clean)
+            wide = aim.mixed and is_param(capture)
+            names[name] = _operand(b, capture, dims, lead, torch.float32 if wide else dtype, clean)
     _alike(pattern, names)
     values = {k: _value(b, v) for k, v in names.items()}
     tensors = {n: b.env[n] for v in names.values() for n in (v if isinstance(v, tuple) else (v,)) if n in b.env}
@@ -90,15 +95,17 @@ def _value(b: Builder, name: Any) -> Any:
     return b.env.get(name, name) if isinstance(name, str) else name
 
 
-def _lead(rng: random.Random) -> tuple[int, ...]:
-    count = rng.choices((0, 1, 2, 3), (0.5, 3, 5, 1))[0]
-    empty = 0.02
-    return tuple(0 if rng.random() < empty else rng.choice((1, 2, 2, 3, 4)) for _ in range(count))
+def _lead(rng: random.Random, dims: Mapping[Dim, int], aim: Aim) -> tuple[int, ...]:
+    """Leading sizes; at times those of the named dimensions, so that a transpose too many changes no shape."""
+    count = rng.choices((0, 1, 2, 3), (0.5, 3, 5, 1))[0] if aim.lead is None else aim.lead
+    if dims and (aim.square or rng.random() < 0.15):
+        return (next(iter(dims.values())),) * count
+    return tuple(0 if rng.random() < 0.02 else rng.choice((1, 2, 2, 3, 4)) for _ in range(count))
 
 
-def _sizes(rng: random.Random, pattern: Pattern, variant: Mapping[str, str]) -> dict[Dim, int]:
+def _sizes(rng: random.Random, pattern: Pattern, variant: Mapping[str, str], square: bool) -> dict[Dim, int]:
     """A size for every named dimension; often all equal, so that shapes cannot tell operands apart."""
-    if rng.random() < 0.4:
+    if square or rng.random() < 0.4:
         sizes = dict.fromkeys(pattern.dims, rng.choice((2, 4, 6, 8)))
     else:
         sizes = {dim: rng.choice(SIZES) for dim in pattern.dims}
@@ -202,6 +209,8 @@ def emit(b: Builder, recorded: Recorded, captures: Mapping[str, Any], *, respell
             names[op.key] = made
     b.region = outer
     results = [names[r.key] for r in recorded.results if r.key in names]
+    b.outputs += [names[r.key] for i, r in enumerate(recorded.results) if i in b.returned and r.key in names]
+    b.returned.clear()
     b.results += results
     b.inner |= {names[op.key] for op in recorded.ops if op.key in names} - set(results)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.soundness.execute import check
 from bench.soundness.patterns import everything
+from bench.soundness.targets import TARGETS
 from bench.soundness.worker import Task, one
 from fxfuse.safeguards import SAFEGUARDS, lifted
 
@@ -21,7 +22,10 @@ SECONDS = 120.0
 
 @dataclass
 class Shown:
-    """What lifting one safeguard led to. ``graphs``: how many were tried; ``what`` is empty where nothing was seen."""
+    """What lifting one safeguard led to. ``graphs``: how many were tried; ``what`` is empty where nothing was seen.
+
+    ``behind``: safeguards that were lifted with it, since each would have caught the fault by itself.
+    """
 
     name: str
     prevents: str
@@ -29,6 +33,7 @@ class Shown:
     seconds: float
     what: str = ""
     index: int = -1
+    behind: tuple[str, ...] = ()
 
 
 def try_one(name: str, task: Task, most: int = MOST, seconds: float = SECONDS) -> Shown:
@@ -39,15 +44,22 @@ def try_one(name: str, task: Task, most: int = MOST, seconds: float = SECONDS) -
     patterns = everything()
     start = time.perf_counter()
     tried = 0
+    behind = TARGETS[name].behind if name in TARGETS else ()
+    behind = tuple(n for n in behind if n in SAFEGUARDS)
     for index in range(task.start, task.start + most):
         if time.perf_counter() - start > seconds:
             break
         tried += 1
-        with lifted(name):
+        with lifted(name, *behind):
             program, setting, verdict = one(replace(task, target=name), index, patterns)
-        if verdict.failed and not check(program, setting, patterns).failed:
-            what = verdict.wrong or verdict.crash
-            return Shown(name, SAFEGUARDS[name].prevents, tried, time.perf_counter() - start, what, index)
+        if not verdict.failed:
+            continue
+        with lifted(*behind):  # right with it: nothing but this safeguard stands before the fault
+            if check(program, setting, patterns).failed:
+                continue
+        what = verdict.wrong or verdict.crash
+        return Shown(name, SAFEGUARDS[name].prevents, tried, time.perf_counter() - start, what, index, behind)
+    return Shown(name, SAFEGUARDS[name].prevents, tried, time.perf_counter() - start, what, index)
     return Shown(name, SAFEGUARDS[name].prevents, tried, time.perf_counter() - start)
 
 
@@ -72,10 +84,10 @@ def show(results: Sequence[Shown]) -> None:
     from rich.table import Table
 
     table = Table(title="Each safeguard lifted: after how many graphs a wrong result was seen")
-    for column in ("safeguard", "prevents", "graphs", "seconds", "found"):
+    for column in ("safeguard", "prevents", "graphs", "seconds", "found", "lifted with it"):
         table.add_column(column)
     for r in results:
-        table.add_row(r.name, r.prevents, str(r.graphs), f"{r.seconds:.0f}", r.what or "NOT SHOWN")
+        table.add_row(r.name, r.prevents, str(r.graphs), f"{r.seconds:.0f}", r.what or "NOT SHOWN", ", ".join(r.behind))
     console = Console()
     console.print(table)
     missing = [r.name for r in results if not r.what]

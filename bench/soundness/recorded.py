@@ -130,6 +130,15 @@ def _known(name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], ke
             return ("first_half" if node.args[1] == 0 else "second_half"), [keys[source.args[0]]]
     if name == "transpose" and set(args[1:]) == {-1, -2}:
         return "transpose_last", args[:1]
+    if name == "rms_norm" and len(args) + len(kwargs) == 4:
+        given = [*args, *kwargs.values()]
+        return name, [given[0], given[2], given[3]]
+    if name == "unflatten" and args[1:] == [-1, (-1, 2)]:
+        return "split_heads", args[:1]
+    if name == "repeat_interleave" and args[1:] == [2] and kwargs.get("dim") == -2:
+        return "repeat", args[:1]
+    if name == "getitem" and node.args[1] == (..., slice(2, None, None)):
+        return "slice_from_2", args[:1]
     if name == "cat" and kwargs.get("dim", args[-1]) == -1 and len(node.args[0]) == 2:
         return "cat_last", [keys[n] for n in node.args[0]]
     return None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.soundness.program import Program
+from bench.soundness.targets import Aim
 from fxfuse.authoring import Pattern
 from fxfuse.kernels import REFERENCE, kernels_for
 from fxfuse.options import Options, parse
@@ -16,8 +17,11 @@ from fxfuse.options import Options, parse
 REAL, FAKE, DYNAMO, ATEN, INDUCTOR = "stand-ins", "fake", "dynamo", "aten", "aten, decomposed"
 """Captures: one run on real tensors as stand-ins for fakes, one on fakes, Dynamo itself; and functional ATen graphs."""
 
-SAME_OPERATIONS = frozenset({REFERENCE, "plain"})
+SAME_OPERATIONS = frozenset({REFERENCE, "plain", "paired", "first_row", "careless"})
 """Kernels that repeat the reference's operations in its order, so their results are eager's to the bit."""
+
+_RESTING = ("paired", "first_row")
+"""Kernels of `patterns.py` that are right only where a safeguard holds."""
 
 _CPU = ("plain", "stacked", "stacked_biased", "cpu_fp32_gemm")
 
@@ -43,9 +47,17 @@ class Setting:
 
 
 def choose(
-    rng: random.Random, program: Program, patterns: Sequence[Pattern], *, dynamo: float, aten: float = 0.0
+    rng: random.Random,
+    program: Program,
+    patterns: Sequence[Pattern],
+    *,
+    dynamo: float,
+    aten: float = 0.0,
+    aim: Aim | None = None,
 ) -> Setting:
     """A setting by chance. Mostly the kernels whose results must be eager's to the bit."""
+    if aim is not None and aim.captures:
+        dynamo, aten = 0.0, 1.0 if aim.captures == "aten" else 0.5
     rest = max(1.0 - dynamo - aten, 0.0)
     shares = (rest * 0.8, rest * 0.2, dynamo, aten / 2, aten / 2)
     capture = rng.choices((REAL, FAKE, DYNAMO, ATEN, INDUCTOR), shares)[0]
@@ -55,8 +67,12 @@ def choose(
     for pattern in active:
         known = [k for k in kernels_for(pattern.name) if k in _CPU]
         names = [k for k in known if k in SAME_OPERATIONS] if exact else rng.sample(known, len(known))
+        known = kernels_for(pattern.name)
+        names += [k for k in known if k in _RESTING and rng.random() < 0.8]
+        if "careless" in known and rng.random() < (0.9 if aim is not None and aim.careless else 0.03):
+            names = ["careless"]
         names += [REFERENCE]
-        if rng.random() < 0.3:
+        if rng.random() < 0.3 and not (aim is not None and aim.careless):
             names = [REFERENCE]
         if kernels_for(pattern.name):
             kernels.append((pattern.name, tuple(names)))

@@ -50,6 +50,10 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "transpose_last": ("{0}.transpose(-1, -2)", "{0}.mT", "{0}.transpose(-2, -1)", "torch.swapaxes({0}, -1, -2)"),
     "rms_norm": ("F.rms_norm({0}, ({n},), {1}, {2})",),
     "layer_norm": ("F.layer_norm({0}, ({n},), {1}, {2}, {3})",),
+    "split_heads": ("{0}.unflatten(-1, (-1, 2))", "{0}.view({0}.shape[:-1] + (-1, 2))", "{0}.reshape(*{0}.shape[:-1], -1, 2)"),
+    "repeat": ("{0}.repeat_interleave(2, dim=-2)",
+               "{0}[:, :, None].expand(-1, -1, 2, -1).reshape({0}.shape[0], -1, {0}.shape[-1])"),
+    "slice_from_2": ("{0}[..., 2:]", "{0}.narrow(-1, 2, {0}.shape[-1] - 2)", "{0}.split([2, {0}.shape[-1] - 2], -1)[1]"),
     "cat_last": ("torch.cat(({0}, {1}), dim=-1)", "torch.cat([{0}, {1}], -1)", "torch.concat(({0}, {1}), -1)"),
 }  # fmt: skip
 """The first of each row is how Llama writes it."""

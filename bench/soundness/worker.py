@@ -17,6 +17,7 @@ from bench.soundness.program import Program
 from bench.soundness.repro import save, script
 from bench.soundness.setting import Setting, choose
 from bench.soundness.shrink import shrink
+from bench.soundness.targets import TARGETS
 from bench.soundness.totals import Failing, Totals
 from fxfuse.authoring import Pattern
 
@@ -44,7 +45,7 @@ def one(task: Task, index: int, patterns: Sequence[Pattern]) -> tuple[Program, S
     """The program with this index, and what came of it."""
     program = generate(task.seed, index, patterns, task.target)
     rng = random.Random(f"setting {task.seed}/{index}")
-    setting = choose(rng, program, patterns, dynamo=task.dynamo, aten=task.aten)
+    setting = choose(rng, program, patterns, dynamo=task.dynamo, aten=task.aten, aim=TARGETS.get(task.target))
     return program, setting, check(program, setting, patterns)
 
 

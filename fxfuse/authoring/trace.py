@@ -371,7 +371,8 @@ class _Terms:
                     f"pattern {self.name!r} at {line}: {value.op} cannot do without its operand {key!r}, which is None "
                     f"where an optional capture is absent; ask `is not None` first, or write both forms with one_of."
                 )
-        return OpTerm(line, value.op, args, spec.commutative, spec.distinctive)
+        commutative = spec.commutative and args.keys() <= {"input", "other"}  # x + alpha * y is not y + alpha * x
+        return OpTerm(line, value.op, args, commutative, spec.distinctive)
 
     def _set_flags(self, graph: TermGraph) -> None:
         alive = set(graph.order)

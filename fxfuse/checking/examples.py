@@ -24,7 +24,7 @@ OUTLIER = 100.0
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph as Dynamo captures it, the live arguments of its placeholders, and the names of those that are tensors."""
+    """A graph as Dynamo captures it, the live arguments of its placeholders, and the names of tensors among them."""
 
     gm: fx.GraphModule
     live: tuple[Any, ...]

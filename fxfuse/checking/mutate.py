@@ -26,8 +26,8 @@ class Gate(Enum):
     """What an edit breaks besides the numbers, so that a match is wrong whatever it computes."""
 
     NONE = "none"
-    OWNED = "owned"  # the edited node is read elsewhere: a site may not own it
-    ANY = "any"  # no match may stand at all
+    READ = "read"  # the edited node is read elsewhere: no site may take it away
+    NO_PARAMETER = "no parameter"  # the edited node is none any more, or changes: no site may capture it
 
 
 @dataclass(frozen=True)
@@ -274,9 +274,9 @@ def _readers(node: fx.Node) -> Iterator[Edit]:
         _return(sketch, made)
         return n
 
-    yield Edit("reader", f"{node.name} returned", node, returned, Gate.OWNED)
+    yield Edit("reader", f"{node.name} returned", node, returned, Gate.READ)
     if _is_float(node):
-        yield Edit("reader", f"{node.name} read by atan", node, read, Gate.OWNED)
+        yield Edit("reader", f"{node.name} read by atan", node, read, Gate.READ)
 
 
 def _return(sketch: Sketch, node: fx.Node) -> None:
@@ -303,7 +303,7 @@ def _writes(node: fx.Node, parameters: frozenset[str], outputs: set[fx.Node]) ->
         seen.add(place[0])
         for name, through in (("", False), (" through a view", True)):
             what = f"{node.name} written{name} {where}"
-            yield Edit("write", what, node, _write(place[0], through), Gate.ANY if is_parameter else Gate.NONE)
+            yield Edit("write", what, node, _write(place[0], through), Gate.NO_PARAMETER if is_parameter else Gate.NONE)
 
 
 def _write(place: fx.Node, through_view: bool) -> Apply:
@@ -318,7 +318,7 @@ def _write(place: fx.Node, through_view: bool) -> Apply:
 
 
 def _computed(node: fx.Node) -> Iterator[Edit]:
-    yield Edit("parameter", f"{node.name} computed", node, _behind(lambda s, n: s.method("neg", n)), Gate.ANY)
+    yield Edit("parameter", f"{node.name} computed", node, _behind(lambda s, n: s.method("neg", n)), Gate.NO_PARAMETER)
 
 
 def _is_tensor(node: fx.Node) -> bool:

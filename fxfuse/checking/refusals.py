@@ -98,12 +98,15 @@ def _wrong(
     seen: Look,
 ) -> str | None:
     """Why this match of a mutant may not be; None where it is another, rightful site."""
-    if edit.gate is Gate.ANY:
-        return "no site may be there, whatever it computes"
-    if edit.gate is Gate.OWNED and place is not None:
-        owners = [m for m in seen.matches if any(n.name == place.name for n in m.owned)]
-        if owners:
-            return f"{place.name} is read outside, and the rewrite takes it away"
+    if edit.gate is Gate.NO_PARAMETER:
+        edited = {edit.node.name, place.name if place is not None else ""}
+        if any(value.node.name in edited for match in seen.matches for value in match.captured_values()):
+            return f"{edit.node.name} is captured, which is no parameter that stays as it is"
+    if edit.gate is Gate.READ and place is not None:
+        for match in seen.matches:
+            results = {node for output in match.outputs for node in (output.node, *output.twins)}
+            if any(node.name == place.name for node in match.owned - results):
+                return f"{place.name} is read outside, and the rewrite takes it away"
     try:
         fused = rewrite(mutant, captured.live, example.pattern)
     except Exception:  # what cannot be rewritten stays as it is

@@ -10,6 +10,7 @@ from torch import fx
 
 from fxfuse.authoring import Pattern
 from fxfuse.checking.examples import Captured
+from fxfuse.compat import size_hint
 
 _HEADER = """\
 import torch
@@ -43,7 +44,9 @@ def repro(pattern: Pattern, gm: fx.GraphModule, captured: Captured) -> str:
             inputs.append(f"{name} = {_tensor(argument)}")
             names.append(name)
         else:
-            bindings.append(f"        {name} = {argument!r}")
+            bindings.append(
+                f"        {name} = {size_hint(argument) if isinstance(argument, torch.SymInt) else argument!r}"
+            )
     return _HEADER.format(
         pattern=_import(pattern),
         parameters="\n".join(parameters) or "        pass",

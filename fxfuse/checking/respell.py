@@ -448,10 +448,10 @@ class Speller:
             return "", None, self.at, False
         if spec.commutative and self.random.random() < 0.5:
             args["input"], args["other"] = args["other"], args["input"]
-        functions = [f for f, known in ops.FUNCTIONS.items() if known.name == spec.name]
+        functions: list[Any] = [f for f, known in ops.FUNCTIONS.items() if known.name == spec.name]
         methods = [m for m, known in ops.METHODS.items() if known.name == spec.name]
-        target: Any = self.random.choice([*functions, *methods])
-        names = [name for name, _ in (ops.METHODS[target] if target in methods else ops.FUNCTIONS[target]).params]
+        target = self.random.choice([*functions, *methods])
+        names = [name for name, _ in (ops.METHODS[target] if isinstance(target, str) else ops.FUNCTIONS[target]).params]
         if not set(args) <= set(names):
             return "", None, self.at, False
         whole = [name for name in names if name in args]
@@ -459,7 +459,7 @@ class Speller:
         split = self.random.randint(1, leading) if leading > 1 else leading
         positional = [args[name] for name in names[:split]]
         keywords = {name: args[name] for name in whole if name not in names[:split]}
-        if target in methods:
+        if isinstance(target, str):
             return f"method {target}", self.method(target, *positional, **keywords), self.at, False
         return f"function {ops.function_name(target)}", self.function(target, *positional, **keywords), self.at, False
 

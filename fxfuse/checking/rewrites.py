@@ -36,7 +36,7 @@ class Rewrites:
     forms: int = 0
     numerics: dict[str, list[Errors]] = field(default_factory=dict)
     gradients: dict[str, list[Errors]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -88,7 +88,10 @@ class Kernels:
         try:
             fused = rewrite(captured.gm, captured.live, example.pattern, name)
         except OptionError as error:  # what the kernel requires does not hold: that is its right
-            self.done.skipped.setdefault(name, str(error).partition(": ")[2] or str(error))
+            why = str(error).partition(f"kernel {name!r} ")[2].rstrip(".") or str(error)
+            reasons = self.done.skipped.setdefault(name, [])
+            if why not in reasons:
+                reasons.append(why)
             return None
         except Exception as error:
             self._fail("kernel", example, captured, f"kernel {name!r} cannot be put in place: {_first_line(error)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -108,6 +109,9 @@ def check_pattern(pattern: Pattern, *, name: str | None = None, seed: int = 0, q
         _Run(pattern, QUICK if quick else FULL, seed, result).run()
     except CheckError as error:
         result.failures.append(Failure("example", pattern.name, str(error), seed))
+    except Exception as error:  # of fxfuse, or of a constraint: it may not cost the other patterns their check
+        what = f"{type(error).__name__}: {error}"
+        result.failures.append(Failure("crash", pattern.name, what, seed, traceback.format_exc()))
     for part in (result.positives, result.mutants, result.rewrites):
         result.failures += part.failures
     result.notes += dict.fromkeys(result.rewrites.notes)

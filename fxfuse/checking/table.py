@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
@@ -56,7 +55,8 @@ def _row(result: Result) -> Iterable[str]:
 def _details(result: Result, console: Console) -> None:
     skipped = {n: why for n, why in result.rewrites.skipped.items() if n not in result.rewrites.numerics}
     for name, why in skipped.items():
-        console.print(f"{result.pattern}: kernel {name} did not run here: {why}", style="dim", highlight=False)
+        reasons = "; ".join(why[:MOST_SHOWN])
+        console.print(f"{result.pattern}: kernel {name} did not run here: it {reasons}", style="dim", highlight=False)
     for note in result.notes[:MOST_SHOWN]:
         console.print(f"{result.pattern}: {note}", style="dim", highlight=False)
     kinds: dict[str, list[Failure]] = {}
@@ -68,6 +68,6 @@ def _details(result: Result, console: Console) -> None:
             console.print(Text(f"{result.pattern}: {kind}", style="bold red"))
             console.print(Padding(Text(f"{failure.what}\n{failure.way} (seed {failure.seed})"), (0, 0, 0, 2)))
             if failure.repro:
-                console.print(Padding(Syntax(failure.repro, "python", background_color="default"), (0, 0, 0, 2)))
+                console.print(Text(failure.repro), soft_wrap=True)
         if len(failures) > MOST_SHOWN:
             console.print(f"  ... and {len(failures) - MOST_SHOWN} more of this kind (all of them: --json)")

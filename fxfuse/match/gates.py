@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from fxfuse.authoring.captures import is_scalar
 from fxfuse.authoring.terms import OpTerm
 from fxfuse.compat import ambient_autocast, is_functorch_wrapped_tensor
 from fxfuse.match.matching import ConstraintFailed, Match
 from fxfuse.match.reasons import Failure
 from fxfuse.safeguards import safeguard
-from fxfuse.view import Value, View
+from fxfuse.view import Value
 from fxfuse.view.ops import READS_METADATA_ONLY
 
 
@@ -53,23 +54,16 @@ def _no_other_readers(match: Match) -> Failure | None:
     outputs = {id(v) for v in match.outputs}
     inside = {*match.nodes, *match.seen_through}
     of = {n: v for v in match.interior for n in (v.absorbed if id(v) in outputs else v.nodes)}
-    for node in (*of, *match.seen_through):
-        if node in match.staying:
+    of.update((n, match.view.value(n)) for n in match.seen_through)
+    for node, value in of.items():
+        if node in match.staying or (node not in value.nodes and value.node in match.staying):
             continue
         for reader in node.users:
             if reader in inside or _reads_metadata_only(reader):
                 continue
             code = "GRAPH_OUTPUT" if reader.op == "output" else "EXTERNAL_USE"
-            value = of.get(node) or match.view.value(node)
             term = next((t for t, v in match.bound.items() if v is value and isinstance(t, OpTerm)), None)
-            return Failure(
-                code,
-                value if node in value.nodes and id(value) not in outputs else node.name,
-                None,
-                term,
-                value,
-                reader,
-            )
+            return Failure(code, node.name if id(value) in outputs else value, None, term, value, reader)
     return None
 
 

@@ -9,7 +9,7 @@ gates is found wherever one exists. What could never match there, whatever else 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -423,7 +423,7 @@ class Search:
             self._undo(mark)
             del self._dtypes[pending:]
         readers = self.view.users(value)
-        for reader in readers:
+        for reader in _largest_first(readers):
             if reader.op != parent.op or not reader.known:
                 self.fail("OP", parent, reader, parent.op, reader)
                 continue
@@ -556,6 +556,12 @@ def _interchangeable(form: TermGraph, term: OpTerm) -> bool:
     if not (isinstance(a, CaptureTerm) and isinstance(b, CaptureTerm)) or a.capture != b.capture:
         return False
     return form.parents[a] == form.parents[b] == [term]
+
+
+def _largest_first(readers: Sequence[Value]) -> Sequence[Value]:
+    """Those that stand for another reader's node, too, before that one: ``x @ w.t() + b`` before its product."""
+    nodes = {r.node for r in readers}
+    return sorted(readers, key=lambda r: nodes.isdisjoint(r.absorbed)) if len(nodes) > 1 else readers
 
 
 def _same(a: Any, b: Any) -> bool:

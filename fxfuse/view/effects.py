@@ -203,6 +203,8 @@ def written_by(node: fx.Node) -> Iterator[fx.Node]:
         yield from _nodes_in(node.args[:1])
     elif spec is None:
         module = str(getattr(target, "__module__", None) or "torch")
+        if module in {"_operator", "operator"}:
+            return  # `and_` and `or_` are no writes; those that are stand in the table above
         if name.endswith("_") and not name.endswith("__"):
             yield from _nodes_in(node.args[:1])
         elif module.partition(".")[0] not in _KNOWN_MODULES:

@@ -90,7 +90,6 @@ def _op(
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
 _op("add", "input other alpha=1", (operator.add, torch.add, aten.add.Tensor, aten.add.Scalar), "add", commutative=True)
-_op("add_scaled", "input other alpha")  # input + alpha * other: the order matters
 _op("sub", "input other alpha=1", (operator.sub, torch.sub, torch.subtract, aten.sub.Tensor), "sub subtract")
 _op("rsub", "input other alpha=1", (torch.rsub,))
 _op("mul", "input other", (operator.mul, torch.mul, torch.multiply, aten.mul.Tensor, aten.mul.Scalar),
@@ -232,7 +231,6 @@ _op("rms_norm", "input normalized_shape weight=None eps=None", (F.rms_norm, torc
 _op("layer_norm", "input normalized_shape weight=None bias=None eps=1e-5", (F.layer_norm,), distinctive=True)
 _op("layer_norm", "input normalized_shape weight=None bias=None eps=1e-5 cudnn_enable=True", (torch.layer_norm,),
     distinctive=True)  # fmt: skip
-_op("standardize", "input eps", (), distinctive=True)  # (x - mean) / sqrt(var + eps), over the last dimension
 _op("normalize", "input p=2.0 dim=1 eps=1e-12", (F.normalize,), distinctive=True)
 _op("group_norm", "input num_groups weight=None bias=None eps=1e-5", (F.group_norm,), distinctive=True)
 

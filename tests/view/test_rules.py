@@ -150,7 +150,7 @@ WIDENED = [
     # Not widened by promotion: the sum is of bf16 and a number, the product of two bf16, the operand no weight.
     (lambda m, x: 1.0 + m.weight.float(), "add(input=1.0, cast(weight, dtype=f32))"),
     (lambda m, x: (m.weight * x).float(), "cast(mul(weight, x), dtype=f32)"),
-    (lambda m, x: x.float() * x.abs().float(), "mul(cast(x, dtype=f32), cast(?abs, dtype=f32))"),
+    (lambda m, x: x.float() * x.abs().float(), "mul(cast(x, dtype=f32), cast(abs(x), dtype=f32))"),
 ]
 
 
@@ -169,7 +169,7 @@ SEEN_THROUGH = [
     ),
     Rule("x.view(2, 3, 8)", "x", ("x.view(3, 2, 8)", "x.view(-1, 8)", "x.view(torch.int32)", "x.reshape(2, 8, 3)")),
     Rule("x.expand(2, 3, 8)", "x", ("x.expand(1, 2, 3, 8)", "v.expand(2, 3, 8)")),
-    Rule("M.flatten().view(8, 8)", "reshape(flatten(M), shape=(8, 8))", ("M.flatten()",)),
+    Rule("M.flatten().view(8, 8)", "M", ("M.flatten()", "M.flatten().view(4, 16)")),
     Rule(
         "F.dropout(x, 0.5, False)",
         "x",

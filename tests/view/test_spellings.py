@@ -63,7 +63,7 @@ EITHER: dict[str, list[str]] = {
     ],
     "mean(x, dim=-1)": ["x.mean(-1)", "x.mean(-1, False)", "torch.mean(x, dim=2, keepdim=False)"],
     "mean(x, dim=-2, keepdim=True)": ["x.mean(-2, keepdim=True)", "x.mean(1, keepdim=True)"],
-    "mean(x, dim=(-1, -2))": ["x.mean((-1, -2))", "torch.mean(x, [-1, -2])"],
+    "mean(x, dim=(-2, -1))": ["x.mean((-1, -2))", "torch.mean(x, [-1, -2])"],
     "mean(x)": ["x.mean()", "torch.mean(x)", "x.mean(dim=None)"],
     "sum(x, dim=-1, keepdim=True)": ["x.sum(-1, keepdim=True)", "torch.sum(x, -1, True)", "x.sum(2, True)"],
     "sigmoid(x)": ["torch.sigmoid(x)", "x.sigmoid()", "F.sigmoid(x)", "torch.special.expit(x)", "nn.Sigmoid()(x)"],
@@ -73,13 +73,6 @@ EITHER: dict[str, list[str]] = {
     "gelu(x)": ["F.gelu(x)", "F.gelu(x, approximate='none')", "nn.GELU()(x)"],
     "gelu(x, approximate='tanh')": ["F.gelu(x, approximate='tanh')", "nn.GELU(approximate='tanh')(x)"],
     "relu(x)": ["F.relu(x)", "torch.relu(x)", "x.relu()", "F.relu(x, False)", "nn.ReLU()(x)"],
-    "softmax(x, dim=-1)": [
-        "F.softmax(x, -1)",
-        "x.softmax(-1)",
-        "torch.softmax(x, -1)",
-        "F.softmax(x, dim=-1)",
-        "x.softmax(dim=2)",
-    ],
     "linear(x, W)": [
         "F.linear(x, W)",
         "F.linear(x, W, None)",
@@ -89,19 +82,28 @@ EITHER: dict[str, list[str]] = {
     ],
     "linear(x, M, w)": ["F.linear(x, M, w)", "F.linear(x, M, bias=w)", "F.linear(input=x, weight=M, bias=w)"],
     "matmul(x, M)": ["x @ M", "torch.matmul(x, M)", "x.matmul(M)", "torch.matmul(input=x, other=M)"],
-    "transpose(x, dim0=1, dim1=2)": [
+    "transpose(x, dim0=-2, dim1=-1)": [
         "x.transpose(1, 2)",
         "torch.transpose(x, 1, 2)",
         "x.swapaxes(1, 2)",
         "x.transpose(dim0=1, dim1=2)",
-    ],
-    "t(W)": ["W.t()", "torch.t(W)"],
-    "permute(x, dims=(0, 2, 1))": [
+        "x.transpose(2, -2)",
         "x.permute(0, 2, 1)",
-        "x.permute((0, 2, 1))",
-        "torch.permute(x, (0, 2, 1))",
-        "x.permute([0, 2, 1])",
-        "x.permute(dims=(0, 2, 1))",
+        "x.movedim(1, 2)",
+        "x.swapdims(-1, 1)",
+        "x.mT",
+    ],
+    "transpose(W, dim0=-2, dim1=-1)": ["W.t()", "torch.t(W)", "W.T", "W.mT", "W.transpose(0, 1)", "W.permute(1, 0)"],
+    "permute(x, dims=(-2, -1, -3))": [
+        "x.permute(1, 2, 0)",
+        "x.permute((1, 2, 0))",
+        "torch.permute(x, (1, 2, 0))",
+        "x.permute([1, 2, 0])",
+        "x.permute(dims=(1, 2, 0))",
+        "x.permute(-2, -1, -3)",
+        "x.movedim(0, -1)",
+        "torch.moveaxis(x, 0, 2)",
+        "x.movedim((0, 1), (2, 0))",
     ],
     "reshape(x, shape=(6, 8))": [
         "x.reshape(6, 8)",
@@ -174,6 +176,17 @@ EITHER: dict[str, list[str]] = {
 }
 
 FP32: dict[str, list[str]] = {
+    "softmax(x, dim=-1)": [
+        "F.softmax(x, -1)",
+        "x.softmax(-1)",
+        "torch.softmax(x, -1)",
+        "F.softmax(x, dim=-1)",
+        "x.softmax(dim=2)",
+        "torch.softmax(x, -1, dtype=torch.float32)",
+        "F.softmax(x, dim=-1, dtype=x.dtype)",
+        "nn.Softmax(dim=-1)(x)",
+        "torch.special.softmax(x, -1)",
+    ],
     "x": [
         "x",
         "x.float()",
@@ -209,6 +222,17 @@ BF16: dict[str, list[str]] = {
         "x.to(torch.float32, non_blocking=True)",
     ],
     "cast(cast(x, dtype=f32), dtype=bf16)": ["x.float().to(x.dtype)", "x.float().type_as(x)", "x.float().to(x)"],
+    "softmax(cast(x, dtype=f32), dim=-1)": [
+        "F.softmax(x, dim=-1, dtype=torch.float32)",
+        "x.softmax(-1, dtype=torch.float32)",
+        "torch.softmax(x.float(), -1)",
+    ],
+    "cast(softmax(cast(x, dtype=f32), dim=-1), dtype=bf16)": [
+        "F.softmax(x, -1)",
+        "x.softmax(2)",
+        "F.softmax(x, dim=-1, dtype=torch.float32).to(x.dtype)",
+        "F.softmax(x.float(), dim=-1).type_as(x)",
+    ],
     "square(cast(x, dtype=f32))": ["x.float().pow(2)", "x.to(torch.float32) ** 2"],
 }
 
@@ -239,9 +263,9 @@ def test_spelling(form: str, spelling: str, plainest: str, dtype: torch.dtype) -
     ("expression", "form"),
     [
         ("torch.add(x, y, out=torch.empty_like(x))", "?add"),
-        ("x.mean(-1, keepdim=True, dtype=torch.float64)", "mean(x, dim=-1, keepdim=True, dtype=f64)"),
         ("F.silu(x.clone(), True)", "silu(clone(x), inplace=True)"),
-        ("torch.cumsum(x, -1)", "?cumsum"),
+        ("torch.logcumsumexp(x, -1)", "?logcumsumexp"),
+        ("x.cumsum(-1)", "cumsum(x, dim=-1)"),
         ("x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)", "x"),
     ],
 )

@@ -4,73 +4,78 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.matchers.arms.arm import Outcome, by_block, judge
-from bench.matchers.blocks import NORMS, gated_mlp
 from bench.matchers.captures import onnx_model
 from bench.matchers.perturbations import Case
 
-DOMAIN = "fxfuse_bench"
+BIASES = ("gate_bias", "up_bias", "down_bias")
+FLOAT = 1
 
 
-def rules_of(case: Case, *, ranks: tuple[int, ...] = (3, 2)) -> list[Any]:
+def rules_of(norms: Sequence[str], *, biases: Sequence[bool] = (False, True), ranks: Sequence[int] = (3, 2)) -> list[Any]:
     """A rule for each bias and rank, since the last operation of a pattern may not be an OR; the rest are ORs."""
-    from onnxscript.rewriter import pattern as rewriting
+    from onnxscript.rewriter.pattern import RewriteRule
 
-    made = []
-    for bias in (False, True):
-        for rank in ranks if bias else (3,):  # without a bias both ranks are MatMul
-            made.append(
-                rewriting.RewriteRule(
-                    _pattern(bias, rank, case.norms),
-                    _replacement(bias, case.norms),
-                    _check,
-                    name=f"rms_norm_gated_mlp, {'bias' if bias else 'no bias'}, {rank}-D",
-                )
-            )
-    return made
+    return [
+        RewriteRule(
+            _pattern(bias, rank, norms),
+            _replacement(bias, rank, norms),
+            _check,
+            name=f"rms_norm_gated_mlp, {'bias' if bias else 'no bias'}, {rank}-D",
+        )
+        for bias, rank in itertools.product(biases, ranks)
+    ]
 
 
-def _pattern(bias: bool, rank: int, norms: tuple[str, ...]) -> Any:
-    """x, weight, eps and the projections' weights, as the exporter and its optimizer leave them (transposed)."""
+def _linear(op: Any, rank: int, h: Any, weight: Any, bias: Any) -> Any:
+    """As the exporter and its optimizer leave it: MatMul with a transposed weight, or Gemm where there are two dims."""
+    if rank == 2:
+        return op.Gemm(h, weight, *([] if bias is None else [bias]), transB=1, alpha=1.0, beta=1.0, transA=0)
+    made = op.MatMul(h, weight)
+    return made if bias is None else op.Add(made, bias)
+
+
+def _block(op: Any, rank: int, h: Any, gate: Any, up: Any, down: Any, biases: Sequence[Any]) -> Any:
+    g = _linear(op, rank, h, gate, biases[0])
+    return _linear(op, rank, op.Mul(op.Mul(g, op.Sigmoid(g)), _linear(op, rank, h, up, biases[1])), down, biases[2])
+
+
+def _rms_norm(op: Any, norms: Sequence[str], x: Any, weight: Any, eps: Any, wide: Any, narrow: Any) -> Any:
     from onnxscript.rewriter.pattern import OrValue
 
-    def linear(op: Any, h: Any, weight: Any, offset: Any) -> Any:
-        if not bias:
-            return op.MatMul(h, weight)
-        return op.Add(op.MatMul(h, weight), offset) if rank == 3 else op.Gemm(h, weight, offset, transB=1)
-
     # Every OR has a tag: commute() of one without raises "tag_var must be specified".
-    def rms_norm(op: Any, x: Any, weight: Any, eps: Any, wide: Any, narrow: Any) -> Any:
-        h = OrValue([op.Cast(x, to=wide), x], tag_var="x_cast")
-        mean = op.ReduceMean(op.Pow(h, 2.0), [-1], keepdims=1, noop_with_empty_axes=0)
-        h = op.Mul(h, op.Reciprocal(op.Sqrt(op.Add(mean, eps))))
-        forms = []
-        if "early" in norms:
-            forms.append(op.Mul(weight, OrValue([op.Cast(h, to=narrow), h], tag_var="h_cast")))
-        if "late" in norms:
-            forms.append(op.Cast(op.Mul(OrValue([op.Cast(weight, to=wide), weight], tag_var="w_cast"), h), to=narrow))
-        return OrValue(forms, tag_var="norm") if len(forms) > 1 else forms[0]
+    h = OrValue([op.Cast(x, to=wide), x], tag_var="x_cast")
+    mean = op.ReduceMean(op.Pow(h, 2.0), [-1], keepdims=1, noop_with_empty_axes=0)
+    h = op.Mul(h, op.Reciprocal(op.Sqrt(op.Add(mean, eps))))
+    forms = []
+    if "early" in norms:
+        forms.append(op.Mul(weight, OrValue([op.Cast(h, to=narrow), h], tag_var="h_cast")))
+    if "late" in norms:
+        scale = OrValue([op.Cast(weight, to=wide), weight], tag_var="w_cast")
+        forms.append(op.Cast(op.Mul(scale, h), to=narrow))
+    return OrValue(forms, tag_var="norm") if len(forms) > 1 else forms[0]
 
-    def block(op: Any, h: Any, gate: Any, up: Any, down: Any, biases: Any) -> Any:
-        g = linear(op, h, gate, biases[0])
-        return linear(op, op.Mul(op.Mul(g, op.Sigmoid(g)), linear(op, h, up, biases[1])), down, biases[2])
 
+def _pattern(bias: bool, rank: int, norms: Sequence[str]) -> Any:
+    """onnxscript reads the captures from the signature, so a pattern with biases is another function."""
     if bias:
-        return lambda op, x, weight, eps, gate, up, down, gate_bias, up_bias, down_bias, wide, narrow: block(
-            op, rms_norm(op, x, weight, eps, wide, narrow), gate, up, down, (gate_bias, up_bias, down_bias)
+        return lambda op, x, weight, eps, gate, up, down, gate_bias, up_bias, down_bias, wide, narrow: _block(
+            op, rank, _rms_norm(op, norms, x, weight, eps, wide, narrow), gate, up, down, (gate_bias, up_bias, down_bias)
         )
-    return lambda op, x, weight, eps, gate, up, down, wide, narrow: block(
-        op, rms_norm(op, x, weight, eps, wide, narrow), gate, up, down, (None, None, None)
+    return lambda op, x, weight, eps, gate, up, down, wide, narrow: _block(
+        op, rank, _rms_norm(op, norms, x, weight, eps, wide, narrow), gate, up, down, (None, None, None)
     )
 
 
 def _check(context: Any, eps: Any, gate: Any, up: Any, down: Any, **_: Any) -> Any:
-    """What the shipped rules check: eps a constant scalar, the weights initializers."""
+    """What the shipped rules check, too: eps a constant scalar, the weights initializers."""
     from onnxscript.rewriter import _ir_utils
     from onnxscript.rewriter.pattern import MatchResult
 
@@ -83,14 +88,20 @@ def _check(context: Any, eps: Any, gate: Any, up: Any, down: Any, **_: Any) -> A
     return result
 
 
-def _replacement(bias: bool, norms: tuple[str, ...]) -> Any:
-    def fused(op: Any, x: Any, weight: Any, eps: Any, gate: Any, up: Any, down: Any, **more: Any) -> Any:
-        from onnxscript.rewriter import _ir_utils
+def _replacement(bias: bool, rank: int, norms: Sequence[str]) -> Any:
+    """The declared function in ONNX's own operations, so that the reference evaluator rounds both sides alike."""
 
+    def fused(op: Any, x: Any, weight: Any, eps: Any, gate: Any, up: Any, down: Any, **more: Any) -> Any:
         norm = norms[more["norm"]] if len(norms) > 1 else norms[0]
-        biases = [more[name] for name in ("gate_bias", "up_bias", "down_bias")] if bias else []
-        number = _ir_utils.get_singleton_value(eps)
-        return op.RmsNormGatedMlp(x, weight, gate, up, down, *biases, eps=number, norm=norm, _domain=DOMAIN)
+        h = op.Cast(x, to=FLOAT)
+        square = op.Pow(h, op.Constant(value_float=2.0))
+        mean = op.ReduceMean(square, op.Constant(value_ints=[-1]), keepdims=1)
+        h = op.Mul(h, op.Reciprocal(op.Sqrt(op.Add(mean, eps))))
+        if norm == "early":
+            h = op.Mul(weight, op.CastLike(h, x))
+        else:
+            h = op.CastLike(op.Mul(op.Cast(weight, to=FLOAT), h), x)
+        return _block(op, rank, h, gate, up, down, [more[name] if bias else None for name in BIASES])
 
     return fused
 
@@ -109,7 +120,7 @@ class Onnx:
 
         model = onnx_model(case.model(), case.inputs(), dynamic=case.dynamic)
         before = _run(case, model)
-        rules = RewriteRuleSet(rules_of(case), commute=True)
+        rules = RewriteRuleSet(rules_of(case.norms), commute=True)
         tracer = MatchingTracer()
         rules.apply_to_model(model, tracer=tracer)
         asked = io.StringIO()
@@ -123,23 +134,14 @@ class Onnx:
 
 
 def _run(case: Case, model: Any) -> list[list[Tensor]]:
-    """The model through ONNX's reference evaluator, in which the fused operation is the pattern's function."""
+    """The model through ONNX's reference evaluator."""
     from onnx.reference import ReferenceEvaluator
-    from onnx.reference.op_run import OpRun
     from onnxscript import ir
 
-    class RmsNormGatedMlp(OpRun):  # type: ignore[misc]
-        op_domain = DOMAIN
-
-        def _run(self, x: Any, weight: Any, gate: Any, up: Any, down: Any, *biases: Any, eps: Any, norm: Any) -> Any:
-            x, weight, gate, up, down, *biases = map(_to_torch, (x, weight, gate, up, down, *biases))
-            flip = (lambda t: t) if biases and x.dim() == 2 else (lambda t: t.t())  # Gemm has transB
-            made = gated_mlp(NORMS[norm](x, weight, eps), flip(gate), flip(up), flip(down), *biases)
-            return (_from_torch(made),)
-
-    session = ReferenceEvaluator(ir.serde.serialize_model(model), new_ops=[RmsNormGatedMlp])
+    session = ReferenceEvaluator(ir.serde.serialize_model(model))
     given = {v.name: _from_torch(x) for v, x in zip(model.graph.inputs, case.inputs(), strict=True)}
-    return by_block(case, [_to_torch(a) for a in session.run(None, given)])
+    made = [_to_torch(array) for array in session.run(None, given)]
+    return by_block(case, made)
 
 
 def _to_torch(array: Any) -> Tensor:

@@ -28,12 +28,6 @@ def is_floating(view: View, value: Value) -> bool:
     return view.symbolic
 
 
-@rule("add", "add_scaled")
-def add_with_factor(view: View, value: Value) -> Value | None:
-    """``x + alpha * y`` does not commute."""
-    return value.become("add_scaled", value.args, "add with alpha") if "alpha" in value.args else None
-
-
 @rule("rsub", "sub")
 def reversed_difference(view: View, value: Value) -> Value | None:
     if "alpha" in value.args:

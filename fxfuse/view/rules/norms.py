@@ -1,8 +1,4 @@
-"""Whole norms as formulas, and the formula of LayerNorm as its op.
-
-RMSNorm is spelled out, for its variants differ in where they round and scale. Of LayerNorm the part that all variants
-share is one op, ``standardize``: the scale, the shift and the casts around it are ops of their own.
-"""
+"""Norms spelled out: their variants differ in where they round, scale and shift, so the formula is the common form."""
 
 from __future__ import annotations
 
@@ -20,6 +16,7 @@ if TYPE_CHECKING:
     from fxfuse.view.view import View
 
 ONE_DIMENSION = safeguard("one_dimension", "a norm over several dimensions taken for one over the last")
+UNCORRECTED = safeguard("uncorrected", "a variance over n - 1 taken for the mean square of the differences")
 _LOW = (torch.bfloat16, torch.float16)
 
 
@@ -32,7 +29,7 @@ class _Formula:
         self.cast = view.symbolic or x.dtype in _LOW
 
     def part(self, op: str, **args: Any) -> Value:
-        shape = self.x.shape if op in {"cast", "mul", "add", "standardize"} else None
+        shape = self.x.shape if op in {"cast", "mul", "add", "sub"} else None
         dtype = torch.float32 if self.cast else self.x.dtype
         made = self.value.part(op, args, SymbolicMeta(dtype, shape, self.x.device))
         self.parts.append(made)
@@ -40,6 +37,11 @@ class _Formula:
 
     def wide(self) -> Value:
         return self.part("cast", input=self.x, dtype=torch.float32) if self.cast else self.x
+
+    def over_root_mean_square(self, x: Value, eps: Any) -> Value:
+        mean = self.part("mean", input=self.part("square", input=x), dim=-1, keepdim=True)
+        factor = self.part("rsqrt", input=self.part("add", input=mean, other=eps))
+        return self.part("mul", input=x, other=factor)
 
     def result(self, last: Value, step: str) -> Value:
         if self.cast:
@@ -75,16 +77,13 @@ def rms_norm_function(view: View, value: Value) -> Value | None:
     if eps is None or not (view.symbolic or (x.dtype in (torch.float32, *_LOW) and x.shape is not None)):
         return None
     formula = _Formula(view, value, x)
-    part, wide = formula.part, formula.wide()
-    mean = part("mean", input=part("square", input=wide), dim=-1, keepdim=True)
-    factor = part("rsqrt", input=part("add", input=mean, other=eps))
-    last = part("mul", input=wide, other=factor)
+    last = formula.over_root_mean_square(formula.wide(), eps)
     if weight is not None:
-        last = part("mul", input=last, other=weight)
+        last = formula.part("mul", input=last, other=weight)
     return formula.result(last, "rms_norm as its formula")
 
 
-@rule("layer_norm", "standardize")
+@rule("layer_norm", "mul")
 def layer_norm_function(view: View, value: Value) -> Value | None:
     """``F.layer_norm`` computes in fp32, scales and shifts, then casts once."""
     x = view.operand(value.args["input"])
@@ -93,7 +92,9 @@ def layer_norm_function(view: View, value: Value) -> Value | None:
     if not (view.symbolic or (x.dtype in (torch.float32, torch.float64, *_LOW) and x.shape is not None)):
         return None
     formula = _Formula(view, value, x)
-    last = formula.part("standardize", input=formula.wide(), eps=value.args.get("eps", 1e-5))
+    wide = formula.wide()
+    centred = formula.part("sub", input=wide, other=formula.part("mean", input=wide, dim=-1, keepdim=True))
+    last = formula.over_root_mean_square(centred, value.args.get("eps", 1e-5))
     if value.args.get("weight") is not None:
         last = formula.part("mul", input=last, other=value.args["weight"])
     if value.args.get("bias") is not None:
@@ -101,34 +102,40 @@ def layer_norm_function(view: View, value: Value) -> Value | None:
     return formula.result(last, "layer_norm as its formula")
 
 
-@rule("mul", "standardize")
+@rule("mul", "mul")
 def layer_norm_by_hand(view: View, value: Value) -> Value | None:
-    """``(x - mean) * rsqrt(var + eps)``, with the variance by hand or by ``var``; last place of fp32 may differ."""
+    """``(x - mean) * rsqrt(var + eps)``, where the variance comes from ``var`` or from another ``x - mean``.
+
+    Last place of fp32 may differ.
+    """
     for name, other in (("input", "other"), ("other", "input")):
         factor, centred = view.operand(value.args[name]), view.operand(value.args[other])
         if not (isinstance(factor, Value) and factor.op == "rsqrt" and isinstance(centred, Value)):
             continue
-        x = _centred(view, centred)
         total = view.operand(factor.args["input"])
-        if x is None or not isinstance(total, Value) or total.op != "add":
+        if not isinstance(total, Value) or total.op != "add" or "alpha" in total.args:
             continue
-        made = _standardized(view, value, x, centred, factor, total)
+        x = _centred(view, centred)
+        made = None if x is None else _with_own_variance(view, value, x, centred, factor, total)
         if made is not None:
             return made
     return None
 
 
-def _standardized(view: View, value: Value, x: Value, centred: Value, factor: Value, total: Value) -> Value | None:
+def _with_own_variance(view: View, value: Value, x: Value, centred: Value, factor: Value, total: Value) -> Value | None:
+    """The product with the variance computed of ``centred`` itself."""
     for name, other in (("input", "other"), ("other", "input")):
-        variance, eps = view.operand(total.args[name]), total.args[other]
-        inside = _variance_nodes(view, variance, x)
-        if inside is None or not (type(eps) is float or isinstance(eps, fx.Node)) or not is_wide(view, value):
+        inside = _variance_nodes(view, view.operand(total.args[name]), x, centred)
+        if inside is None or not is_wide(view, value):
             continue
-        mean = view.operand(centred.args["other"])
-        absorbed = dict.fromkeys((*mean.nodes, *centred.nodes, *inside, *total.nodes, *factor.nodes))
-        absorbed.update(dict.fromkeys(value.absorbed))
-        made = value.become("standardize", {"input": x, "eps": eps}, "layer norm by hand")
-        made.absorbed = tuple(absorbed)
+        square = value.part("square", {"input": centred}, centred.meta)
+        mean = value.part("mean", {"input": square, "dim": -1, "keepdim": True}, factor.meta)
+        shifted = value.part("add", {"input": mean, "other": total.args[other]}, factor.meta)
+        root = value.part("rsqrt", {"input": shifted}, factor.meta)
+        absorbed = dict.fromkeys((*inside, *total.nodes, *factor.nodes))
+        made = value.become("mul", {"input": centred, "other": root}, "layer norm by hand", tuple(absorbed))
+        for part in (square, mean, shifted, root):
+            part.owner = made
         return made
     return None
 
@@ -147,17 +154,17 @@ def _over_last(view: View, value: Value) -> bool:
     return view.dimension(value) == -1 and value.args.get("keepdim") is True and "dtype" not in value.args
 
 
-def _variance_nodes(view: View, value: Any, x: Value) -> tuple[fx.Node, ...] | None:
-    """The nodes of x's variance over its last dimension, or None where the value is not that."""
+def _variance_nodes(view: View, value: Any, x: Value, centred: Value) -> tuple[fx.Node, ...] | None:
+    """The nodes of x's variance over its last dimension where it is not computed of ``centred``, else None."""
     if not isinstance(value, Value) or value.op not in ("var", "mean") or not _over_last(view, value):
         return None
     inner = view.operand(value.args["input"])
     if value.op == "var":
-        return value.nodes if value.args.get("correction") == 0 and is_same(inner, x) else None
+        return value.nodes if UNCORRECTED(value.args.get("correction") == 0) and is_same(inner, x) else None
     if not isinstance(inner, Value) or inner.op != "square":
         return None
-    centred = view.operand(inner.args["input"])
-    if not isinstance(centred, Value) or not is_same(_centred(view, centred), x):
+    again = view.operand(inner.args["input"])
+    if not isinstance(again, Value) or again is centred or not is_same(_centred(view, again), x):
         return None
-    mean = view.operand(centred.args["other"])
-    return (*mean.nodes, *centred.nodes, *inner.nodes, *value.nodes)
+    mean, own = view.operand(again.args["other"]), view.operand(centred.args["other"])
+    return (*(mean.nodes if mean is not own else ()), *again.nodes, *inner.nodes, *value.nodes)

@@ -28,8 +28,8 @@ def pow_half(view: View, value: Value) -> Value | None:
 
 @rule("pow", "rsqrt")
 def pow_minus_half(view: View, value: Value) -> Value | None:
-    """Last place of fp32 may differ."""
-    return _power(value, -0.5, "rsqrt")
+    """Last place of fp32 may differ, which a rounding to bf16 shows now and then."""
+    return _power(value, -0.5, "rsqrt") if is_wide(view, value) else None
 
 
 def _power(value: Value, exponent: float, op: str) -> Value | None:

@@ -77,15 +77,17 @@ def permutation_from_the_end(view: View, value: Value) -> Value | None:
 def moved_dimensions(view: View, value: Value) -> Value | None:
     source = view.operand(value.args["input"])
     rank = source.rank if isinstance(source, Value) else None
-    given = (value.args["source"], value.args["destination"])
-    old, new = ([d] if type(d) is int else list(d) if isinstance(d, tuple) else [None] for d in given)
+    given: tuple[Any, Any] = (value.args["source"], value.args["destination"])
+    old: list[Any]
+    new: list[Any]
+    old, new = (list(d) if isinstance(d, tuple) else [d] for d in given)
     if not all(type(d) is int for d in (*old, *new)):
         return None
     if rank is None:
         adjacent = len(old) == 1 and old[0] < 0 and new[0] < 0 and abs(old[0] - new[0]) == 1
         return _swap(value, old[0], new[0], "a swap of two dimensions") if adjacent else None
     old, new = [d % rank for d in old], [d % rank for d in new]
-    order: list[Any] = [None] * rank
+    order: list[int | None] = [None] * rank
     for a, b in zip(old, new, strict=True):
         order[b] = a
     rest = iter(d for d in range(rank) if d not in old)
