@@ -415,7 +415,7 @@ class _Work:
         values = match.interior if match is not None else ()
         return Site(
             pattern=found.pattern.name,
-            variant=dict(found.variant or {}),
+            variant={k: v for k, v in (found.variant or {}).items() if k in found.pattern.choices},
             modules=self._modules(found),
             outcome=outcome,
             code=failure.code if failure is not None else "",

@@ -30,7 +30,8 @@ class Keys:
         if isinstance(term, CaptureTerm):
             return ("capture", term.name)
         if isinstance(term, ChoiceTerm):
-            return ("choice", term.name, tuple((label, self.of(t)) for label, t in term.alternatives.items()))
+            name = "." if term.name.startswith(".") else term.name
+            return ("choice", name, tuple((label, self.of(t)) for label, t in term.alternatives.items()))
         if isinstance(term, ManyTerm):
             return ("many", term.least, self.of(term.element))
         assert isinstance(term, OpTerm)
@@ -39,7 +40,7 @@ class Keys:
         if term.commutative:
             pair = sorted((key for name, key in args if name in {"input", "other"}), key=repr)
             args = [*(("", key) for key in pair), *(a for a in args if a[0] not in {"input", "other"})]
-        return (term.op, term.keep, term.commutative, tuple(args))
+        return (term.op, term.keep, term.commutative, term.wide, tuple(args))
 
 
 def key_of(graph: TermGraph, without: frozenset[str] = frozenset()) -> Any:

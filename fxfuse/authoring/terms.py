@@ -44,12 +44,16 @@ class CaptureTerm(Term):
 
 @dataclass(eq=False)
 class OpTerm(Term):
-    """A canonical op. ``args`` maps argument names to terms, :class:`DtypeTerm`, literals, or tuples of these."""
+    """A canonical op. ``args`` maps argument names to terms, :class:`DtypeTerm`, literals, or tuples of these.
+
+    ``wide``: what the author wrote is this op in fp32 and wider only.
+    """
 
     op: str
     args: Mapping[str, Any]
     commutative: bool = False
     distinctive: bool = False
+    wide: bool = False
 
     def children(self) -> Iterator[Term]:
         for arg in self.args.values():
@@ -61,7 +65,10 @@ class OpTerm(Term):
 
 @dataclass(eq=False)
 class ChoiceTerm(Term):
-    """One of several terms. Choices with the same name in one pattern are one choice."""
+    """One of several terms. Choices with the same name in one pattern are one choice.
+
+    A name that begins with a dot is no choice of the author's: it is a formula that is one op in fp32 and not in bf16.
+    """
 
     name: str
     alternatives: Mapping[str, Term]
@@ -173,7 +180,8 @@ class TermGraph:
 
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
-        return {t.name: tuple(t.alternatives) for t in self.order if isinstance(t, ChoiceTerm)}
+        written = (t for t in self.order if isinstance(t, ChoiceTerm) and not t.name.startswith("."))
+        return {t.name: tuple(t.alternatives) for t in written}
 
     @property
     def operations(self) -> int:

@@ -290,6 +290,7 @@ class _Terms:
         self.captures = captures
         self.line = line
         self.terms: dict[int, Term] = {}
+        self.formulas = 0
         self.alive: list[Any] = []  # ids in `terms` stay valid while their values live
 
     def graph(self, results: list[fx.Node], absent: frozenset[str]) -> TermGraph:
@@ -353,6 +354,13 @@ class _Terms:
         if value.leaf is not None:
             name = str(value.node.target)
             return CaptureTerm(self.line, name, self.captures[name])
+        if value.plain is not None:
+            self.formulas += 1
+            alternatives = {"one_op": self._of_op(value, wide=True), "as_written": self._of_value(value.plain)}
+            return ChoiceTerm(value.node.meta["line"], f".formula_{self.formulas}", alternatives)
+        return self._of_op(value)
+
+    def _of_op(self, value: Value, *, wide: bool = False) -> Term:
         line = value.node.meta["line"]
         if value.node.target is _several:
             raise PatternError(
@@ -372,7 +380,7 @@ class _Terms:
                     f"where an optional capture is absent; ask `is not None` first, or write both forms with one_of."
                 )
         commutative = spec.commutative and args.keys() <= {"input", "other"}  # x + alpha * y is not y + alpha * x
-        return OpTerm(line, value.op, args, commutative, spec.distinctive)
+        return OpTerm(line, value.op, args, commutative, spec.distinctive, wide)
 
     def _set_flags(self, graph: TermGraph) -> None:
         alive = set(graph.order)
@@ -409,7 +417,7 @@ class _Terms:
         keys = Keys()
         by_name: dict[str, list[ChoiceTerm]] = {}
         for term in graph.order:
-            if isinstance(term, ChoiceTerm):
+            if isinstance(term, ChoiceTerm) and not term.name.startswith("."):
                 by_name.setdefault(term.name, []).append(term)
         for name, terms in by_name.items():
             seen: dict[Any, str] = {}

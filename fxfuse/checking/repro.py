@@ -27,13 +27,17 @@ class Repro(torch.nn.Module):
 {forward}
 
 {inputs}
-report = fxfuse.explain(Repro(), ({names}), options={{"patterns": [pattern]}})
-print(report)
+model, args = Repro(), ({names})
+options = {{"patterns": [pattern]{kernels}}}
+with torch.no_grad():
+    print(fxfuse.explain(model, args, options=options))
+    fused = torch.compile(model, backend=fxfuse.Backend(**options, inner="eager"))
+    torch.testing.assert_close(fused(*args), model(*args))
 """
 
 
-def repro(pattern: Pattern, gm: fx.GraphModule, captured: Captured) -> str:
-    """A script that builds the graph's module with random tensors and prints what fxfuse does with it."""
+def repro(pattern: Pattern, gm: fx.GraphModule, captured: Captured, kernel: str | None = None) -> str:
+    """A script that builds the graph's module, prints what fxfuse does with it, and compares with eager PyTorch."""
     parameters, inputs, names, bindings = [], [], [], []
     for node, argument in zip(gm.graph.find_nodes(op="placeholder"), captured.live, strict=True):
         name = node.name
@@ -52,6 +56,7 @@ def repro(pattern: Pattern, gm: fx.GraphModule, captured: Captured) -> str:
         parameters="\n".join(parameters) or "        pass",
         forward="\n".join([f"    def forward(self, {', '.join(names)}):", *bindings, *_body(gm)]),
         inputs="\n".join(inputs),
+        kernels=f', "kernels": {{{pattern.name!r}: {kernel!r}}}' if kernel is not None else "",
         names="".join(f"{name}, " for name in names).strip(),
     )
 

@@ -328,7 +328,7 @@ def written_widening(s: Speller, a: Mapping[str, Any]) -> fx.Node | None:
         wide, parameter = s.example(sibling), isinstance(s.example(x), torch.nn.Parameter)
         if parameter and s.example(x).dtype in (torch.bfloat16, torch.float16) and wide.dtype is torch.float32:
             both = {name: s.method("float", x), other: sibling}
-            target = s.at.target if s.at.op == "call_function" else getattr(torch, str(s.at.target))
+            target: Any = s.at.target if s.at.op == "call_function" else getattr(torch, str(s.at.target))
             return s.function(target, both["input"], both["other"])
     return None
 

@@ -94,7 +94,7 @@ class Kernels:
                 reasons.append(why)
             return None
         except Exception as error:
-            self._fail("kernel", example, captured, f"kernel {name!r} cannot be put in place: {_first_line(error)}")
+            self._fail("kernel", example, captured, name, f"cannot be put in place: {_first_line(error)}")
             return None
         kernels = [site.kernel for site in fused.report.sites if site.outcome == "rewritten"]
         return fused if kernels == [name] else None
@@ -111,12 +111,12 @@ class Kernels:
                 got = _fake(fused.gm, fakes)
         except Exception as error:
             self._fail(
-                "kernel", example, captured, f"kernel {name!r} does not run on fake tensors: {_first_line(error)}"
+                "kernel", example, captured, name, f"does not run on fake tensors: {_first_line(error)}"
             )
             return
         problem = form_differs(got, wanted)
         if problem is not None:
-            self._fail("kernel", example, captured, f"kernel {name!r}, on fake tensors: {problem}")
+            self._fail("kernel", example, captured, name, f"on fake tensors: {problem}")
 
     # --- numbers ----------------------------------------------------------------------------------------------------
 
@@ -130,11 +130,11 @@ class Kernels:
             try:
                 result, left = evaluate(fused.gm, arguments)
             except Exception as error:
-                self._fail("kernel", example, captured, f"kernel {name!r} fails when it runs: {_first_line(error)}")
+                self._fail("kernel", example, captured, name, f"fails when it runs: {_first_line(error)}")
                 return
             problem = form_differs(result, eager) or _touched(arguments, left)
             if problem is not None:
-                self._fail("kernel", example, captured, f"kernel {name!r}: {problem}")
+                self._fail("kernel", example, captured, name, f"{problem}")
                 return
             try:
                 exact = Exact(captured.gm, captured.gm.graph).run(*arguments)
@@ -154,7 +154,7 @@ class Kernels:
         first = others[0] if others else None
         worse = any(worst(several).fused.rms > _WORSE * worst(several).eager.rms for several in found.values())
         if first is not None and all(o is not None and o[0] == first[0] and (o[1] or worse) for o in others):
-            self._fail("kernel", example, captured, f"kernel {name!r} computes {first[0]} where {example.way} is asked")
+            self._fail("kernel", example, captured, name, f"computes {first[0]} where {example.way} is asked")
 
     def _another(
         self, example: Example, tensors: Mapping[str, Any], result: Any, eager: Any
@@ -199,7 +199,7 @@ class Kernels:
             except NotMeasured:
                 return
             except Exception as error:
-                self._fail("gradient", example, captured, f"kernel {name!r} fails under autograd: {_first_line(error)}")
+                self._fail("gradient", example, captured, name, f"fails under autograd: {_first_line(error)}")
                 return
             for place, (ours, theirs, wanted) in enumerate(zip(result, eager, exact, strict=True)):
                 if (ours is None) != (theirs is None):
@@ -218,9 +218,9 @@ class Kernels:
                 what = f"kernel {name!r}: the gradient of {tensor} is out of bounds: {whole}"
                 self._fail("gradient", example, captured, what)
 
-    def _fail(self, check: str, example: Example, captured: Captured, what: str) -> None:
-        script = repro(example.pattern, captured.gm, captured)
-        self.done.failures.append(Failure(check, str(example), what, self.seed, script))
+    def _fail(self, check: str, example: Example, captured: Captured, name: str, what: str) -> None:
+        script = repro(example.pattern, captured.gm, captured, name)
+        self.done.failures.append(Failure(check, str(example), f"kernel {name!r} {what}", self.seed, script))
 
 
 class _ExactForGradients(Exact):

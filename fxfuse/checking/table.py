@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -59,15 +59,20 @@ def _details(result: Result, console: Console) -> None:
         console.print(f"{result.pattern}: kernel {name} did not run here: it {reasons}", style="dim", highlight=False)
     for note in result.notes[:MOST_SHOWN]:
         console.print(f"{result.pattern}: {note}", style="dim", highlight=False)
-    kinds: dict[str, list[Failure]] = {}
+    alike: dict[tuple[str, str], list[Failure]] = {}
     for failure in result.failures:
-        kinds.setdefault(failure.check, []).append(failure)
-    for kind, failures in kinds.items():
-        for failure in failures[:MOST_SHOWN]:
-            console.print()
-            console.print(Text(f"{result.pattern}: {kind}", style="bold red"))
-            console.print(Padding(Text(f"{failure.what}\n{failure.way} (seed {failure.seed})"), (0, 0, 0, 2)))
-            if failure.repro:
-                console.print(Text(failure.repro), soft_wrap=True)
-        if len(failures) > MOST_SHOWN:
-            console.print(f"  ... and {len(failures) - MOST_SHOWN} more of this kind (all of them: --json)")
+        alike.setdefault((failure.check, failure.what), []).append(failure)
+    shown: Counter[str] = Counter()
+    for (check, what), failures in alike.items():
+        shown[check] += 1
+        if shown[check] > MOST_SHOWN:
+            continue
+        first, more = failures[0], f", and {len(failures) - 1} more" if len(failures) > 1 else ""
+        console.print()
+        console.print(Text(f"{result.pattern}: {check}", style="bold red"))
+        console.print(Text(f"  {what}\n  in {first.way} (seed {first.seed}){more}"), soft_wrap=True)
+        if first.repro:
+            console.print(Text(f"\n{first.repro}"), soft_wrap=True)
+    for check, count in shown.items():
+        if count > MOST_SHOWN:
+            console.print(f"  ... and {count - MOST_SHOWN} more failures of {check}; --json has all of them")

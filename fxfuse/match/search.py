@@ -33,6 +33,7 @@ MOST_MATCHES = 64
 LITERALS = safeguard("match.literal", "a constant of the graph that differs from the pattern's")
 DTYPES = safeguard("match.dtype", "a cast to another dtype than the pattern's")
 SIZES = safeguard("match.size", "a tensor whose sizes do not fit the capture's")
+WIDE = safeguard("match.wide", "a formula of the pattern that rounds between its steps, in bf16, taken for one op")
 SAME = safeguard("match.same", "two places that must hold one value holding two")
 
 _SWAPPED = {"input": "other", "other": "input"}
@@ -215,6 +216,11 @@ class Search:
     def _op(self, term: OpTerm, operand: Any) -> Iterator[None]:
         if not isinstance(operand, Value) or operand.op != term.op or not operand.known:
             self.fail("OP", term, operand, term.op, operand)
+            return
+        if term.wide and not WIDE(operand.dtype in (torch.float32, torch.float64)):
+            self.fail(
+                "DTYPE", term, operand, f"{term.op} in f32, as it is written step by step", dtype_name(operand.dtype)
+            )
             return
         extra = [name for name in operand.args if name not in term.args]
         if extra:

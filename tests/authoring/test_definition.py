@@ -103,7 +103,7 @@ def keeps_a_capture(x: Any = Input(..., D)) -> Any:
 
 
 def keeps_what_is_folded(x: Any = Input(..., D)) -> Any:
-    return 1 / keep(torch.sqrt(x))
+    return 1 / keep(torch.sqrt(x.float()))
 
 
 def orders_a_difference(x: Any = Input(..., D), y: Any = Input(..., D)) -> Any:
@@ -259,7 +259,8 @@ def test_describe() -> None:
 
 
 def norm(x: Any = Input(..., D), weight: Any = Param(D), eps: Any = Scalar(float)) -> Any:
-    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+    h = x.float()
+    return weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps))
 
 
 def activation_in_one_alternative_only(x: Any = Input(..., D), w: Any = Param(D)) -> Any:
@@ -288,7 +289,8 @@ def test_spellings_of_a_reference_are_one_pattern() -> None:
     """What the author writes goes through the same rules as a model's graph."""
 
     def other(x: Any = Input(..., D), weight: Any = Param(D), eps: Any = Scalar(float)) -> Any:
-        return torch.mul(weight, x / torch.sqrt(eps + (x * x).mean(dim=-1, keepdim=True)))
+        h = x.to(torch.float32)
+        return torch.mul(weight, h / torch.sqrt(eps + (h * h).mean(dim=-1, keepdim=True)))
 
     ops = [[getattr(t, "op", t) for t in pattern("p")(f).forms[0].order if hasattr(t, "op")] for f in (norm, other)]
     assert sorted(ops[0]) == sorted(ops[1])

@@ -425,3 +425,36 @@ def test_no_capture_hides_behind_an_attribute_of_a_match() -> None:
     assert own == RESERVED
     with pytest.raises(PatternError, match="a capture cannot be called 'nodes'"):
         pattern("p")(lambda nodes=Input(..., D): F.silu(nodes))
+
+
+# --- what is one op in fp32, and not in bf16 ------------------------------------------------------------------------
+
+
+def test_a_formula_is_one_op_where_it_is_one_function() -> None:
+    """In bf16 ``x * sigmoid(x)`` rounds the sigmoid and silu does not: two functions there, and one in fp32."""
+
+    @pattern("by_hand")
+    def by_hand(x: Any = Input(..., D), w: Any = Param(N, D)) -> Any:
+        h = F.linear(x, w)
+        return h * torch.sigmoid(h)
+
+    @pattern("by_name")
+    def by_name(x: Any = Input(..., D), w: Any = Param(N, D)) -> Any:
+        return F.silu(F.linear(x, w))
+
+    def formula(m: Any, x: Any) -> Any:
+        h = F.linear(x, m.gate)
+        return torch.sigmoid(h) * h
+
+    def op(m: Any, x: Any) -> Any:
+        return F.silu(F.linear(x, m.gate))
+
+    low = torch.bfloat16
+    assert by_hand.choices == {}
+    for some in (by_hand, by_name):
+        assert codes(some, formula) == [""]
+        assert codes(some, op) == [""]
+    assert codes(by_hand, formula, rows(dtype=low), dtype=low) == [""]
+    assert codes(by_name, op, rows(dtype=low), dtype=low) == [""]
+    assert "" not in codes(by_hand, op, rows(dtype=low), dtype=low)
+    assert "" not in codes(by_name, formula, rows(dtype=low), dtype=low)
