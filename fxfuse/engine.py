@@ -6,7 +6,7 @@ match -> select -> choose a kernel and a placement -> rewrite. It compiles nothi
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -174,10 +174,13 @@ class _Work:
     # --- what to do with each match ---------------------------------------------------------------------------------
 
     def _plans(self, view: View, *, in_body: bool) -> list[Plan]:
-        found: list[Found] = []
-        for pattern in self.options.patterns:
-            asked = pattern.name in self.options.named
-            found += [site for site in self._find(view, pattern) if asked or site.is_near]
+        by_pattern: dict[Pattern, list[Found]] = {}
+        taken: set[fx.Node] = set()
+        for pattern in sorted(self.options.patterns, key=lambda p: -p.size):
+            sites = self._find(view, pattern, () if pattern.name in self.options.named else taken)
+            by_pattern[pattern] = [s for s in sites if pattern.name in self.options.named or s.is_near]
+            taken.update(n for s in sites if s.match is not None and s.reason is None for n in s.nodes)
+        found = [site for pattern in self.options.patterns for site in by_pattern[pattern]]
         for site in found:
             if (
                 site.match is not None
@@ -188,8 +191,10 @@ class _Work:
         found = select(found)
         return [self._guarded_plan(site, in_body) for site in found]
 
-    def _find(self, view: View, pattern: Pattern) -> list[Found]:
-        return find_regions(view, pattern, self._absolute) if isinstance(pattern, Region) else find_sites(view, pattern)
+    def _find(self, view: View, pattern: Pattern, taken: Collection[fx.Node]) -> list[Found]:
+        if isinstance(pattern, Region):
+            return find_regions(view, pattern, self._absolute)
+        return find_sites(view, pattern, taken=taken)
 
     def _absolute(self, path: str) -> str:
         return paths.absolute(path, list(self._known.values()))
@@ -480,6 +485,7 @@ def _facts(match: Match, ambient_grad: bool) -> SiteFacts:
             name for name, capture in captures.items() if is_scalar(capture) and isinstance(match.captures[name], Value)
         ),
         needs_grad=grad and any(getattr(v.meta, "requires_grad", False) for v in inputs),
+        sizes={dim.name: size for dim, size in match.sizes.items()},
     )
 
 

@@ -86,8 +86,10 @@ def _function(function: types.FunctionType, seen: set[int]) -> Iterator[str]:
             yield from _parts(cell.cell_contents, seen)
         except ValueError:  # a name that is not bound yet
             yield "cell:empty"
-    named = {n: function.__globals__[n] for n in sorted(_names(function.__code__)) if n in function.__globals__}
-    yield from _parts(named, seen)
+    names = sorted(_names(function.__code__))
+    named = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    modules = [m for m in named.values() if isinstance(m, types.ModuleType) and not _is_foreign(m)]
+    yield from _parts((named, [getattr(m, name) for m in modules for name in names if hasattr(m, name)]), seen)
 
 
 def _code(code: types.CodeType, seen: set[int]) -> Iterator[str]:
@@ -112,4 +114,5 @@ def _members(cls: type) -> dict[str, Any]:
 
 
 def _is_foreign(value: Any) -> bool:
-    return str(getattr(value, "__module__", None) or "builtins").partition(".")[0] in _FOREIGN
+    home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+    return str(home).partition(".")[0] in _FOREIGN

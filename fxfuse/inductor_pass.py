@@ -22,12 +22,14 @@ _Base: Any = compat.custom_graph_pass()
 
 
 class InductorPass(_Base):
-    """A pass for Inductor's ``post_grad_custom_post_pass`` and its kind, and for pass managers built on them (vLLM).
+    """A pass for Inductor's ``post_grad_custom_pre_pass`` and its kind, and for pass managers built on them (vLLM).
 
-    ``torch.compile(model, options={"post_grad_custom_post_pass": fxfuse.InductorPass(patterns=[...])})``. Fits
+    ``torch.compile(model, options={"post_grad_custom_pre_pass": fxfuse.InductorPass(patterns=[...])})``. Fits
     ``pre_grad_custom_pass`` (torch-level graphs, before autograd), ``joint_custom_pre_pass``,
     ``joint_custom_post_pass``, ``post_grad_custom_pre_pass`` and ``post_grad_custom_post_pass`` (ATen graphs; there,
-    forward and backward come one after the other). It changes nothing but the graph that it is given.
+    forward and backward come one after the other). Before the last one Inductor has made its own fusions: where a
+    residual was added to a site's result, both are one ``addmm``, and the site is missed. The pass changes nothing but
+    the graph that it is given.
 
     Attributes:
         options: the parsed options.

@@ -1,14 +1,17 @@
-"""For users' test suites: that a model is fused as expected, as a failing test instead of a slow month."""
+"""For test suites of users and of packs: that a model is fused as expected, and that a Triton kernel compiles."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fxfuse.capture import explain
 from fxfuse.errors import OptionError
 from fxfuse.options import parse
 from fxfuse.report import Report
+
+if TYPE_CHECKING:
+    from fxfuse.kernels.triton.compile_only import Resources
 
 
 def assert_fused(
@@ -41,3 +44,30 @@ def assert_fused(
         if found != count:
             raise AssertionError(f"{count} rewritten sites of {name!r} were expected, {found} found.\n\n{report}")
     return report
+
+
+def assert_compiles(
+    kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any], *, num_warps: int = 4
+) -> dict[str, Resources]:
+    """Assert that a Triton kernel compiles for sm_80, sm_90, sm_100 and gfx942, spills nothing and fits. Needs no GPU.
+
+    Args:
+        kernel: the ``triton.jit`` function.
+        signature: the type of each argument that is no constant: ``"*bf16"``, ``"i32"``, ``"fp32"``.
+        constants: the value of each ``tl.constexpr``.
+
+    Returns:
+        What it uses of each card: ``registers``, ``spills``, ``shared``.
+
+    Raises:
+        AssertionError: it spills registers or wants more shared memory than a program may have.
+        PatternError: an argument without a type or value, or one that the kernel does not have.
+        RuntimeError: in Triton's interpreter, where there is nothing to compile.
+    """
+    from fxfuse.kernels.triton.portable import compile_for_every_card  # imports Triton
+
+    used = compile_for_every_card(kernel, signature, constants, num_warps)
+    problems = [one.problem for one in used.values() if one.problem]
+    if problems:
+        raise AssertionError("; ".join(problems))
+    return used

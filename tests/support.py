@@ -77,6 +77,8 @@ def words(view: View, operand: Any) -> str:
         return f"{words(view, operand.of)}.dtype"
     if isinstance(operand, torch.dtype):
         return dtype_name(operand)
+    if isinstance(operand, tuple) and any(isinstance(item, Value) for item in operand):
+        return f"({', '.join(words(view, item) for item in operand)})"
     if not isinstance(operand, Value):
         return repr(operand)
     if operand.leaf is not None:

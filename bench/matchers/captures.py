@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxfuse import compat
+from fxfuse.view.leaves import leaves_of
 
 
 def dynamo_graph(
@@ -59,6 +60,10 @@ class _Seen(Exception):
     """Stops a compile at the graph that was asked for."""
 
 
+LEAVES = "fxfuse_bench_leaves"
+"""Under this name a post-grad graph's ``meta`` has what its placeholders are: that is known only while it is compiled."""
+
+
 def post_grad_graph(
     model: Callable[..., Any], inputs: Sequence[Any], *, dynamic: bool = False
 ) -> tuple[fx.GraphModule, list[Any]]:
@@ -68,7 +73,9 @@ def post_grad_graph(
 
     class Look(compat.custom_graph_pass()):  # type: ignore[misc]
         def __call__(self, graph: fx.Graph) -> None:
-            seen.append(graph.owning_module)  # type: ignore[arg-type]
+            gm: Any = graph.owning_module
+            gm.meta[LEAVES] = leaves_of(gm)
+            seen.append(gm)
             raise _Seen
 
         def uuid(self) -> Any:
@@ -80,16 +87,20 @@ def post_grad_graph(
         arguments.extend(a.node.hint if isinstance(a, torch.SymInt) else a for a in examples)
         return compile_fx(gm, examples)
 
+    from torch._inductor import config as inductor_config
+
     config: Any = torch.compiler.config
-    inductor_config: Any = __import__("torch._inductor.config", fromlist=["config"])
-    with quiet(), torch.no_grad(), config.patch(force_disable_caches=True):
-        with inductor_config.patch(post_grad_custom_pre_pass=Look()):
-            torch._dynamo.reset()
-            try:
-                torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
-            except Exception:
-                if not seen:
-                    raise
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet())
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(config.patch(force_disable_caches=True))
+        stack.enter_context(inductor_config.patch(post_grad_custom_pre_pass=Look()))
+        torch._dynamo.reset()
+        try:
+            torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
+        except Exception:
+            if not seen:
+                raise
     (only,) = seen
     return only, arguments
 
@@ -121,49 +132,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-# --- long graphs ------------------------------------------------------------------------------------------------------
-
-
-def repeated(gm: fx.GraphModule, times: int, stream: int = 0) -> fx.GraphModule:
-    """``gm`` after itself, ``times`` times: its output feeds its placeholder ``stream``; the others are made anew.
-
-    Metadata is copied with fresh tensors: values that share a tensor would look like aliases of each other.
-    """
-    graph = fx.Graph(owning_module=gm)
-    holders = list(gm.graph.find_nodes(op="placeholder"))
-    passed = holders[stream]
-    state = graph.node_copy(passed, lambda n: n)
-    for _ in range(times):
-        copied: dict[fx.Node, fx.Node] = {passed: state}
-        fresh: dict[int, Any] = {}
-        for node in gm.graph.nodes:
-            if node.op == "output":
-                (first,) = node.all_input_nodes
-                state = copied[first]
-            elif node is not passed:
-                copied[node] = graph.node_copy(node, copied.__getitem__)
-                for key in ("example_value", "val"):
-                    if key in node.meta:
-                        copied[node].meta[key] = _fresh(node.meta[key], fresh)
-    graph.output((state,))
-    made = fx.GraphModule(gm, graph)
-    return made
-
-
-def _fresh(value: Any, known: dict[int, Any]) -> Any:
-    """A tensor like this one; views of one storage stay views of one."""
-    if isinstance(value, tuple | list):
-        return type(value)(_fresh(v, known) for v in value)
-    if not isinstance(value, Tensor):
-        return value
-    if isinstance(value, nn.Parameter):
-        return value
-    key = value.untyped_storage()._cdata
-    mode = getattr(value, "fake_mode", contextlib.nullcontext())
-    with mode:
-        base = known.get(key)
-        if base is None:
-            base = known[key] = torch.empty(value.untyped_storage().nbytes() // value.itemsize, dtype=value.dtype)
-        return torch.as_strided(base, value.shape, value.stride(), value.storage_offset())

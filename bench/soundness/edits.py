@@ -315,13 +315,12 @@ def _readers_after_a_result(recorded: Recorded, captures: dict[str, str]) -> lis
 
 
 @_edit(0.5)
-def wider_weight(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
-    """A parameter of more dimensions than the pattern's."""
-    weights = [c for c in captures if captures[c][0] == "p"]
+def short_weight(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """A vector becomes one of a single element, which serves all by broadcasting."""
+    weights = [c for c in captures if captures[c][0] == "p" and b.env[captures[c]].dim() == 1]
     if weights:
         name = rng.choice(weights)
-        value = b.env[captures[name]]
-        captures[name] = b.weight((rng.choice((1, 2, 3)), *value.shape), value.dtype)
+        captures[name] = b.weight((1,), b.env[captures[name]].dtype)
 
 
 @_edit(0.5)

@@ -217,10 +217,10 @@ def paired(x: Any, p: Any, q: Any, a: Any, b: Any) -> Any:
     return torch.sigmoid(F.linear(x, p, a)) + F.linear(x, q, a if b is None else b)
 
 
-@kernel(scale, name="first_row", backward="autograd")
-def first_row(x: Any, w: Any) -> Any:
+@kernel(scale, name="padded", backward="autograd")
+def padded(x: Any, w: Any) -> Any:
     """Right where ``w`` has the sizes that the pattern declares."""
-    return x * torch.sigmoid(w.reshape(-1)[: x.shape[-1]])
+    return x * torch.sigmoid(F.pad(w, (0, x.shape[-1] - w.shape[0])))
 
 
 @kernel(each, name="careless", backward="autograd")

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from bench.soundness.execute import check
 from bench.soundness.patterns import everything
 from bench.soundness.targets import TARGETS
@@ -38,18 +40,14 @@ class Shown:
 
 def try_one(name: str, task: Task, most: int = MOST, seconds: float = SECONDS) -> Shown:
     """Lift one safeguard until a program fails that is right with it."""
-    import torch
-
     torch.set_num_threads(1)
     patterns = everything()
-    start = time.perf_counter()
-    tried = 0
     behind = TARGETS[name].behind if name in TARGETS else ()
-    behind = tuple(n for n in behind if n in SAFEGUARDS)
+    start = time.perf_counter()
     for index in range(task.start, task.start + most):
         if time.perf_counter() - start > seconds:
+            most = index - task.start
             break
-        tried += 1
         with lifted(name, *behind):
             program, setting, verdict = one(replace(task, target=name), index, patterns)
         if not verdict.failed:
@@ -57,10 +55,9 @@ def try_one(name: str, task: Task, most: int = MOST, seconds: float = SECONDS) -
         with lifted(*behind):  # right with it: nothing but this safeguard stands before the fault
             if check(program, setting, patterns).failed:
                 continue
-        what = verdict.wrong or verdict.crash
+        tried, what = index - task.start + 1, verdict.wrong or verdict.crash
         return Shown(name, SAFEGUARDS[name].prevents, tried, time.perf_counter() - start, what, index, behind)
-    return Shown(name, SAFEGUARDS[name].prevents, tried, time.perf_counter() - start, what, index)
-    return Shown(name, SAFEGUARDS[name].prevents, tried, time.perf_counter() - start)
+    return Shown(name, SAFEGUARDS[name].prevents, most, time.perf_counter() - start, behind=behind)
 
 
 def prove(task: Task, only: Sequence[str], path: Path | None) -> int:

@@ -17,10 +17,10 @@ from fxfuse.options import Options, parse
 REAL, FAKE, DYNAMO, ATEN, INDUCTOR = "stand-ins", "fake", "dynamo", "aten", "aten, decomposed"
 """Captures: one run on real tensors as stand-ins for fakes, one on fakes, Dynamo itself; and functional ATen graphs."""
 
-SAME_OPERATIONS = frozenset({REFERENCE, "plain", "paired", "first_row", "careless"})
+SAME_OPERATIONS = frozenset({REFERENCE, "plain", "paired", "padded", "careless"})
 """Kernels that repeat the reference's operations in its order, so their results are eager's to the bit."""
 
-_RESTING = ("paired", "first_row")
+_RESTING = ("paired", "padded")
 """Kernels of `patterns.py` that are right only where a safeguard holds."""
 
 _CPU = ("plain", "stacked", "stacked_biased", "cpu_fp32_gemm")

@@ -61,7 +61,7 @@ TARGETS: dict[str, Aim] = {
     "match.dtype": Aim((*NORMS, "fuzz_low_only"), edit="change_cast", dtype=BF16),
     "match.literal": Aim(("fuzz_nested_choice", "fuzz_each", *NORMS), edit="change_literal"),
     "match.same": Aim((*LINEARS, "fuzz_each", "fuzz_rotary", *NORMS), edit="other_operand"),
-    "match.size": Aim(("fuzz_scale",), edit="wider_weight"),
+    "match.size": Aim(("fuzz_scale",), edit="short_weight"),
     "matrix_weight": Aim(
         LINEARS, "linear", ("{0} @ {1}[None].transpose(-1, -2)", "{0} @ {1}.expand(2, -1, -1).transpose(-1, -2)"),
         square=True, lead=2, behind=("match.size",),

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import fx
 
+from fxfuse.authoring import Pattern
 from fxfuse.authoring.captures import is_optional
+from fxfuse.authoring.terms import OpTerm
 from fxfuse.checking.examples import Captured, Example
 from fxfuse.checking.failures import Failure
 from fxfuse.checking.judging import Look, look, rewrite, same_function
@@ -16,6 +18,7 @@ from fxfuse.checking.repro import repro
 from fxfuse.checking.respell import respell
 from fxfuse.checking.ways import Way
 from fxfuse.match import Match
+from fxfuse.view.ops import SPECS
 
 EXCLUDED = "excluded"
 FOUND = "found"
@@ -65,7 +68,7 @@ class Positives:
     def try_spellings(self, example: Example, captured: Captured, seeds: Sequence[int]) -> None:
         """Search the example's graph in other words."""
         for seed in seeds:
-            gm, steps = respell(captured.gm, captured.live, seed)
+            gm, steps = respell(captured.gm, captured.live, seed, ordered=ordered_ops(example.pattern))
             if not steps:
                 continue
             self.respelled += 1
@@ -136,6 +139,12 @@ def given(match: Match) -> frozenset[str]:
     """The optional operands that a match has."""
     captures = match.pattern.captures
     return frozenset(n for n, captured in match.captures.items() if is_optional(captures[n]) and captured is not None)
+
+
+def ordered_ops(pattern: Pattern) -> frozenset[str]:
+    """The commutative ops that a pattern says are `ordered`."""
+    ops = (term for form in pattern.forms for term in form.order if isinstance(term, OpTerm))
+    return frozenset(op.op for op in ops if SPECS[op.op].commutative and not op.commutative)
 
 
 def _covers(match: Match, node: fx.Node) -> bool:

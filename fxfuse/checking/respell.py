@@ -357,8 +357,9 @@ IDENTITIES: dict[str, tuple[str, Callable[[Speller, fx.Node], fx.Node]]] = {
 class Speller:
     """Rewrites one sketch, one random step at a time. ``at`` is the node being respelled."""
 
-    def __init__(self, gm: fx.GraphModule, live: Sequence[Any], seed: int) -> None:
+    def __init__(self, gm: fx.GraphModule, live: Sequence[Any], seed: int, ordered: frozenset[str]) -> None:
         self.sketch = Sketch(gm)
+        self.ordered = ordered
         self.random = random.Random(seed)
         self.values = {self.sketch.mapping[n]: v for n, v in values_of(gm, live).items()}
         self.steps: list[str] = []
@@ -446,7 +447,7 @@ class Speller:
         spec, args = ops.spec_of(self.at), self.arguments(self.at)
         if spec is None or not args or spec.variadic is not None or spec.name == "to":
             return "", None, self.at, False
-        if spec.commutative and self.random.random() < 0.5:
+        if spec.commutative and spec.name not in self.ordered and self.random.random() < 0.5:
             args["input"], args["other"] = args["other"], args["input"]
         functions: list[Any] = [f for f, known in ops.FUNCTIONS.items() if known.name == spec.name]
         methods = [m for m, known in ops.METHODS.items() if known.name == spec.name]
@@ -500,9 +501,15 @@ class Speller:
                 self.sketch.graph.erase_node(node)
 
 
-def respell(gm: fx.GraphModule, live: Sequence[Any], seed: int, *, steps: int = 12) -> tuple[fx.GraphModule, list[str]]:
-    """The graph in other words, and which ones; the same for the same seed."""
-    speller = Speller(gm, live, seed)
+def respell(
+    gm: fx.GraphModule, live: Sequence[Any], seed: int, *, steps: int = 12, ordered: frozenset[str] = frozenset()
+) -> tuple[fx.GraphModule, list[str]]:
+    """The graph in other words, and which ones; the same for the same seed.
+
+    Args:
+        ordered: commutative ops whose operands keep their order.
+    """
+    speller = Speller(gm, live, seed, ordered)
     with quiet():
         for _ in range(steps):
             speller.step()

@@ -110,9 +110,7 @@ class Kernels:
             with mode_of(fakes), torch.no_grad():
                 got = _fake(fused.gm, fakes)
         except Exception as error:
-            self._fail(
-                "kernel", example, captured, name, f"does not run on fake tensors: {_first_line(error)}"
-            )
+            self._fail("kernel", example, captured, name, f"does not run on fake tensors: {_first_line(error)}")
             return
         problem = form_differs(got, wanted)
         if problem is not None:
@@ -134,7 +132,7 @@ class Kernels:
                 return
             problem = form_differs(result, eager) or _touched(arguments, left)
             if problem is not None:
-                self._fail("kernel", example, captured, name, f"{problem}")
+                self._fail("kernel", example, captured, name, problem)
                 return
             try:
                 exact = Exact(captured.gm, captured.gm.graph).run(*arguments)
@@ -150,7 +148,7 @@ class Kernels:
             self.done.numerics.setdefault(name, []).append(whole)
             if not whole.within:
                 of = f" (result {place})" if len(found) > 1 else ""
-                self._fail("numerics", example, captured, f"kernel {name!r}{of} is out of bounds: {whole}")
+                self._fail("numerics", example, captured, name, f"is out of bounds{of}: {whole}")
         first = others[0] if others else None
         worse = any(worst(several).fused.rms > _WORSE * worst(several).eager.rms for several in found.values())
         if first is not None and all(o is not None and o[0] == first[0] and (o[1] or worse) for o in others):
@@ -206,8 +204,8 @@ class Kernels:
                     has = (
                         "no gradient, and the reference has one" if ours is None else "one, and the reference has none"
                     )
-                    what = f"kernel {name!r}: the gradient of {captured.names[place]}: {has}"
-                    self._fail("gradient", example, captured, what)
+                    what = f"gives another gradient of {captured.names[place]}: {has}"
+                    self._fail("gradient", example, captured, name, what)
                     return
                 if ours is not None and theirs is not None and wanted is not None:
                     found.append((captured.names[place], errors(ours, theirs, wanted)))
@@ -215,11 +213,11 @@ class Kernels:
             whole = worst(e for n, e in found if n == tensor)
             self.done.gradients.setdefault(name, []).append(whole)
             if not whole.within:
-                what = f"kernel {name!r}: the gradient of {tensor} is out of bounds: {whole}"
-                self._fail("gradient", example, captured, what)
+                what = f"gives a gradient of {tensor} that is out of bounds: {whole}"
+                self._fail("gradient", example, captured, name, what)
 
     def _fail(self, check: str, example: Example, captured: Captured, name: str, what: str) -> None:
-        script = repro(example.pattern, captured.gm, captured, name)
+        script = repro(example.pattern, captured.gm, captured, None if name == REFERENCE else name)
         self.done.failures.append(Failure(check, str(example), f"kernel {name!r} {what}", self.seed, script))
 
 

@@ -141,6 +141,10 @@ class _Run:
         chosen = covering(allowed, self.effort.strength) if allowed else []
         for turn, way in enumerate(chosen):
             self._whole(way, turn)
+        for turn, way in enumerate(covering(allowed, self.effort.strength + 1) if allowed else []):
+            dtypes = self._low_first(way)
+            one = example(way, dtypes[turn % len(dtypes)], seed=self.seed)
+            self.kernels.check(one, one.draw(), seeds=1)
         for turn, way in enumerate(covering(allowed, 1) if allowed else []):
             self._shapes(way, turn)
 
@@ -185,9 +189,10 @@ class _Run:
         self.result.mutants.failures += found.failures
 
     def _shapes(self, way: Way, turn: int) -> None:
-        """Kernels at other ranks and sizes, with operands of several dtypes, of other strides, and broadcast."""
+        """Kernels in every dtype, at other ranks and sizes, with operands of several dtypes or strides, and broadcast."""
         dtypes = self._low_first(way)
-        for one in self._odd(way, dtypes[turn % len(dtypes)]):
+        every = (example(way, dtype, seed=self.seed) for dtype in dtypes)
+        for one in (*every, *self._odd(way, dtypes[turn % len(dtypes)])):
             try:
                 with quiet():
                     captured = one.draw()

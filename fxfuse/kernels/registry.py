@@ -32,7 +32,10 @@ CONSTANTS = "constants"
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """What a kernel's requirements are checked against. ``rows`` is the product of the leading sizes of the input."""
+    """What a kernel's requirements are checked against.
+
+    ``rows`` is the product of the leading sizes of the input, ``sizes`` has the pattern's dimensions by name.
+    """
 
     device: str
     capability: tuple[int, int] | None
@@ -42,6 +45,7 @@ class SiteFacts:
     present: frozenset[str]
     symbolic_scalars: frozenset[str]
     needs_grad: bool
+    sizes: Mapping[str, int | torch.SymInt] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import fx
 
 from fxfuse.authoring import Pattern
-from fxfuse.authoring.terms import ChoiceTerm, OpTerm, Term, TermGraph
+from fxfuse.authoring.terms import ChoiceTerm, OpTerm
+from fxfuse.match.comparing import Fit
 from fxfuse.match.feasible import Feasible
 from fxfuse.match.gates import gate
 from fxfuse.match.matching import Match
 from fxfuse.match.near import Probe
-from fxfuse.match.reasons import Failure
+from fxfuse.match.reasons import OF_GATES, Attempt, Failure
 from fxfuse.match.search import STEP_LIMIT, Search
 from fxfuse.view import Value, View
 
 NEAR = 1 / 3
-"""A place counts as a near miss where this share of the pattern's operations was found."""
+"""A place is a near miss where this share of the pattern's operations was found, ..."""
 
+FEW = 3
+"""... and at least so many of them (or all): one or two are in every graph."""
 
 NEARLY = 3 / 4
-"""The same for a place that lacks what the search starts from."""
+"""The share for a place that lacks what the search starts from, and differs in nothing else or lacks nothing else."""
 
-_STRUCTURE = {"OP", "ARITY"}
+_STRUCTURE = {"OP", "ARITY", "ALTERNATIVES"}
+_MOST = 8
+"""How many further reasons of one site are kept."""
 
 
 @dataclass
@@ -43,19 +49,43 @@ class Found:
     @property
     def is_near(self) -> bool:
         """Whether this is a match, or a place that looks enough like one to be worth a line."""
-        return self.match is not None or self.matched >= NEAR * self.total
+        return self.match is not None or _near(self.matched, self.total)
 
 
-def find_sites(view: View, pattern: Pattern, *, limit: int = STEP_LIMIT) -> list[Found]:
+class Place(NamedTuple):
+    """A place that is no match, scored; what is said of it is made where somebody is told."""
+
+    seed: Value
+    probe: Probe
+    search: Search | None
+    fit: Fit
+    matched: int
+    total: int
+
+    @property
+    def rank(self) -> tuple[float, int, int]:
+        return self.matched / self.total, self.matched, -len(self.fit.holes)
+
+
+def find_sites(
+    view: View, pattern: Pattern, *, limit: int = STEP_LIMIT, taken: Collection[fx.Node] = ()
+) -> list[Found]:
     """All sites of ``pattern``, in graph order of their seeds. Matches with the same outputs are one site.
 
-    Several matches may overlap; which of them are taken is for :func:`fxfuse.match.select` to say.
+    Several matches may overlap; which of them are taken is for :func:`fxfuse.match.select` to say. Where the graph has
+    neither a match nor a near miss, the places that are least far from one are given.
+
+    Args:
+        limit: of the search's steps at one seed.
+        taken: nodes where somebody has a better match already, so that a near miss there is no news.
     """
     sites: list[Found] = []
     known: dict[frozenset[int], Match] = {}
-    failed: dict[int, list[tuple[TermGraph, Search]]] = {}
+    failed: dict[int, list[tuple[Probe, Search]]] = {}
     seeds: dict[int, Value] = {}
-    for form in pattern.forms:
+    probes = [Probe(view, form) for form in pattern.forms]
+    for probe in probes:
+        form = probe.form
         feasible = Feasible(view)
         for seed in _seed_values(view, form.seeds):
             search = Search(view, pattern, form, feasible, gate, limit)
@@ -63,17 +93,38 @@ def find_sites(view: View, pattern: Pattern, *, limit: int = STEP_LIMIT) -> list
                 key = frozenset(id(v) for v in match.outputs)
                 if key not in known and not _within(match, known.values()):
                     known[key] = match
-                    size = _operations(form, match.variant)
+                    size = probe.operations(match.variant)
                     sites.append(Found(pattern, seed, match, None, match.nodes, match.variant, size, size))
             seeds[id(seed)] = seed
-            failed.setdefault(id(seed), []).append((form, search))
-    taken = {n for match in known.values() for n in match.nodes}
+            failed.setdefault(id(seed), []).append((probe, search))
+    covered = {*taken, *(n for match in known.values() for n in match.nodes)}
+    places = []
     for at, searches in failed.items():
-        if seeds[at].node not in taken:
-            places = [_near_miss(view, pattern, form, seeds[at], search, form.seeds) for form, search in searches]
-            sites.append(max(places, key=lambda p: p.matched))
+        if seeds[at].node not in covered:
+            scored = [_place(probe, seeds[at], search, probe.form.seeds) for probe, search in searches]
+            places.append(max(scored, key=lambda p: p.rank))
+    near = [_told(view, pattern, place) for place in _apart([p for p in places if _near(p.matched, p.total)])]
+    near += _from_other_ops(view, pattern, probes[0], covered.union(*(place.nodes for place in near)))
+    if not sites and not near and places:
+        best = max(p.rank for p in places)
+        near = [_told(view, pattern, place) for place in _apart([p for p in places if p.rank == best])]
     order = view.effects.order
-    return sorted([*sites, *_from_other_ops(view, pattern, sites)], key=lambda s: order[s.seed.node])
+    return sorted([*sites, *near], key=lambda s: order[s.seed.node])
+
+
+def place_around(view: View, pattern: Pattern, values: Iterable[Value]) -> Found | None:
+    """The place nearest to a match that contains one of these values, or None where none is any op of the pattern."""
+    scored = []
+    for form in pattern.forms:
+        probe = Probe(view, form)
+        terms = list(probe.compare.bits)
+        ops = {t.op for t in terms}
+        scored += [_place(probe, value, None, terms) for value in values if value.op in ops]
+    return _told(view, pattern, max(scored, key=lambda p: p.rank)) if scored else None
+
+
+def _near(matched: int, total: int) -> bool:
+    return matched >= NEAR * total and (matched >= FEW or matched == total)
 
 
 def _within(match: Match, others: Iterable[Match]) -> bool:
@@ -82,19 +133,35 @@ def _within(match: Match, others: Iterable[Match]) -> bool:
     return any(other.form is not match.form and nodes <= set(other.nodes) for other in others)
 
 
-def _from_other_ops(view: View, pattern: Pattern, sites: list[Found]) -> list[Found]:
+def _apart(places: Sequence[Place]) -> list[Place]:
+    """The places without those whose seed is part of a better one: a pattern may hold several of its seeds."""
+    kept: list[Place] = []
+    held: set[int] = set()
+    for place in sorted(places, key=lambda p: p.rank, reverse=True):
+        if id(place.seed) not in held:
+            kept.append(place)
+            held.update(id(value) for term, value in place.fit.places if isinstance(term, OpTerm))
+    return kept
+
+
+def _from_other_ops(view: View, pattern: Pattern, probe: Probe, covered: set[fx.Node]) -> list[Found]:
     """Places without any of the seeds, so no matches, that have nearly all else: seen from the pattern's rare ops."""
-    form = pattern.forms[0]
+    form = probe.form
     terms = tuple(t for t in form.order if isinstance(t, OpTerm) and t.distinctive and t not in form.seeds)
-    covered = {n for s in sites if s.is_near for n in s.nodes}
     found: list[Found] = []
     for value in _seed_values(view, terms):
         if value.node in covered:
             continue
-        place = _near_miss(view, pattern, form, value, None, terms)
-        if place.matched >= NEARLY * place.total and covered.isdisjoint(place.nodes):
-            found.append(place)
-            covered.update(place.nodes)
+        reach = probe.within_reach(frozenset(t for t in terms if t.op == value.op), value)
+        if reach < NEARLY * probe.operations({}):
+            continue
+        place = _place(probe, value, None, terms, over=1)
+        missing = place.total - place.matched
+        if place.matched >= NEARLY * place.total and (missing <= 1 or len(place.fit.holes) == 1):
+            told = _told(view, pattern, place)
+            if covered.isdisjoint(told.nodes):
+                found.append(told)
+                covered.update(told.nodes)
     return found
 
 
@@ -104,50 +171,72 @@ def _seed_values(view: View, terms: tuple[OpTerm, ...]) -> list[Value]:
     return sorted(found.values(), key=lambda v: order[v.node])
 
 
-def _near_miss(
-    view: View, pattern: Pattern, form: TermGraph, seed: Value, search: Search | None, terms: tuple[OpTerm, ...]
-) -> Found:
-    probe = Probe(view, form)
-    fits = [probe.around(t, seed) for t in terms if t.op == seed.op]
-    fit = max(fits, key=lambda f: f.rank)
-    choices = dict(fit.choices)
-    failures = search.failures if search is not None else []
-    reached = search.progress if search is not None else 0
-    if search is not None and not fit.holes and failures and failures[0].code in _STRUCTURE:
-        # Every operation is there, so what stands in the way is what one of them reads.
-        other = [f for f in search.farthest.values() if f.code not in _STRUCTURE]
-        failures = [*sorted(other, key=lambda f: -f.progress), *failures]
-    if failures and (reached >= fit.matched or not fit.holes or failures[0].code == "STEP_LIMIT"):
-        first = failures[0]
-        choices.update(first.variant)
-        also = tuple(failures[1:])
-        matched = max(first.progress, fit.matched)
-    elif not fit.holes:
-        what = f"one of {', '.join(dict.fromkeys(t.op for t in form.seeds))}"
-        first, also, matched = Failure("OP", what, "none in the graph", operand=seed), (), fit.matched
-    else:
-        first, also, matched = fit.holes[0], (*fit.holes[1:], *failures[:1]), fit.matched
-    reason = Failure(
-        first.code, first.expected, first.found, first.term, first.operand, first.reader, matched, first.variant, also
-    )
+def _place(probe: Probe, seed: Value, search: Search | None, terms: Sequence[OpTerm], over: int = 2) -> Place:
+    fit = max((probe.around(t, seed, over) for t in terms if t.op == seed.op), key=lambda f: f.rank)
+    matched = max(fit.matched, search.progress if search is not None else 0)
+    return Place(seed, probe, search, fit, matched, max(probe.operations(_choices(fit)), matched))
+
+
+def _choices(fit: Fit) -> dict[str, str]:
+    return dict(reversed(fit.choices))
+
+
+def _told(view: View, pattern: Pattern, place: Place) -> Found:
+    """The place with its reasons."""
+    probe = place.probe
+    fit, outside = probe.deepen(place.fit)
+    failures = _of_search(place.search)
+    first, *rest = _reasons(place, fit, outside, failures)
+    choices = {**_choices(fit), **dict(first.variant)}
+    if isinstance(first.term, ChoiceTerm) and first.code == "ALTERNATIVES":
+        choices.pop(first.term.name, None)
+    matched = max(fit.matched, place.matched)
+    reason = replace(first, progress=matched, also=tuple(rest[:_MOST]), tried=_tried(probe, fit, choices, failures))
     order = view.effects.order
-    nodes = tuple(sorted({n for v in (seed, *fit.values) for n in v.nodes}, key=order.__getitem__))
-    total = max(_operations(form, choices), matched)
-    return Found(pattern, seed, None, reason, nodes, choices, matched, total)
+    values = (place.seed, *(value for term, value in fit.places if isinstance(term, OpTerm)))
+    nodes = tuple(sorted({n for v in values for n in v.nodes}, key=order.__getitem__))
+    variant = {name: choices[name] for name in pattern.choices if name in choices}
+    return Found(pattern, place.seed, None, reason, nodes, variant, matched, max(probe.operations(choices), matched))
 
 
-def _operations(form: TermGraph, variant: dict[str, str]) -> int:
-    """How many operations of the pattern lie on the way that ``variant`` takes (the first label where it is open)."""
-    seen: set[int] = set()
+def _reasons(place: Place, fit: Fit, outside: list[Failure], failures: list[Failure]) -> list[Failure]:
+    """All reasons of a place, the one that a reader wants first.
 
-    def visit(term: Term) -> int:
-        if id(term) in seen:
-            return 0
-        seen.add(id(term))
-        if isinstance(term, ChoiceTerm):
-            label = variant.get(term.name, next(iter(term.alternatives)))
-            return visit(term.alternatives[label])
-        below = sum(visit(child) for child in term.children())
-        return below + (isinstance(term, OpTerm) and term.op != "cast")
+    What the pattern has and the graph has not comes before anything that the search says, unless the search, which
+    binds, got farther than the greedy comparison, which does not. Where nothing is missing, what stands in the way is
+    what a gate refuses, or that two places do not hold what they must; only the search can tell.
+    """
+    holes = _once(hole.failure() for hole in fit.holes)
+    others = [f for f in failures if f.code not in _STRUCTURE]
+    if failures and failures[0].code == "STEP_LIMIT":
+        return failures[:1]
+    if others and (not holes or others[0].progress > fit.seen.bit_count()):
+        return [f for f in others if f.progress == others[0].progress]
+    if holes or failures:
+        return [*(holes or failures), *outside]
+    seeds = " or ".join(dict.fromkeys(t.op for t in place.probe.form.seeds))
+    return [Failure("OP", f"one of {seeds}", "none of them", operand=place.seed)]
 
-    return sum(visit(output) for output in form.outputs)
+
+def _of_search(search: Search | None) -> list[Failure]:
+    """What stopped a search, the farthest first; of two as far, a gate says more than a wrong order of operands."""
+    if search is None or [f.code for f in search.failures] == ["STEP_LIMIT"]:
+        return search.failures if search is not None else []
+    every = _once([*search.failures, *search.farthest.values()])
+    return sorted(every, key=lambda f: (-f.progress, f.code not in OF_GATES, f.code in _STRUCTURE))
+
+
+def _once(failures: Iterable[Failure]) -> list[Failure]:
+    return list({(f.code, id(f.term), id(f.operand)): f for f in reversed(list(failures))}.values())[::-1]
+
+
+def _tried(probe: Probe, fit: Fit, choices: dict[str, str], failures: list[Failure]) -> tuple[Attempt, ...]:
+    """The alternatives that were not taken: what is missing of each, or what else the search met there."""
+    missing = probe.attempts(fit.places, choices)
+    known = {(a.choice, a.label) for a in missing}
+    for failure in failures:
+        for name, label in failure.variant:
+            if (name, label) not in known and choices.get(name) not in (None, label):
+                known.add((name, label))
+                missing.append(Attempt(name, label, failure))
+    return tuple(missing)

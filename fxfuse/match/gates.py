@@ -12,7 +12,7 @@ from fxfuse.match.matching import ConstraintFailed, Match
 from fxfuse.match.reasons import Failure
 from fxfuse.safeguards import safeguard
 from fxfuse.view import Value
-from fxfuse.view.ops import READS_METADATA_ONLY
+from fxfuse.view.ops import READS_METADATA_ONLY, spec_of
 
 
 def gate(match: Match) -> Failure | None:
@@ -62,9 +62,18 @@ def _no_other_readers(match: Match) -> Failure | None:
             if reader in inside or _reads_metadata_only(reader):
                 continue
             code = "GRAPH_OUTPUT" if reader.op == "output" else "EXTERNAL_USE"
+            value = _shown_by(match, node) or value
             term = next((t for t, v in match.bound.items() if v is value and isinstance(t, OpTerm)), None)
             return Failure(code, node.name if id(value) in outputs else value, None, term, value, reader)
     return None
+
+
+def _shown_by(match: Match, node: fx.Node) -> Value | None:
+    """The interior value that a reader of this node gets, where the node is a view of one."""
+    spec = spec_of(node)
+    source = node.args[0] if spec is not None and spec.alias and spec.name != "to" and node.args else None
+    shown = match.view.value(source) if isinstance(source, fx.Node) else None
+    return shown if any(shown is value for value in match.interior) else None
 
 
 def _reads_metadata_only(reader: fx.Node) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
-from fxfuse.authoring.terms import Term
+from fxfuse.authoring.terms import ChoiceTerm, OpTerm, Term
 from fxfuse.view import Value
 
 CODES: dict[str, str] = {
@@ -17,29 +18,43 @@ CODES: dict[str, str] = {
     "DTYPE": "a dtype does not fit",
     "SHAPE": "a size does not fit",
     "BINDING": "two places that must hold the same value hold different ones",
-    "ALTERNATIVES": "none of several alternatives matched",
+    "ALTERNATIVES": "none of several alternatives matched, and none got farther than the others",
     "EXTERNAL_USE": "an interior value is read outside the site",
     "GRAPH_OUTPUT": "an interior value is returned by the graph",
     "MUTATION": "something is written in place between the parts of the site",
     "CYCLE": "the fused node would depend on itself",
     "REGION": "a grad-mode or autocast region begins, ends or is open at the site",
     "NOT_A_PARAM": "a weight is not a parameter of the model, or not a plain one",
-    "REQUIRES_GRAD": "a weight requires grad, and this placement cannot give it one",
+    "REQUIRES_GRAD": "a weight requires grad, and no kernel that could run here has a backward",
     "CONSTRAINT": "a condition of the pattern does not hold",
     "OVERLAP": "another site took some of its nodes",
     "COST": "the kernel was not measured to win here",
     "NO_KERNEL": "no registered kernel can run this site",
     "REWRITE_ERROR": "the rewrite failed; the original graph was compiled",
-    "VERIFY": "the fused site is further from float64 than the contract allows, fails, or could not be measured",
+    "VERIFY": "the fused site differs from the original by more than the contract allows",
     "DISABLED": "switched off by an option",
     "STEP_LIMIT": "the search was stopped before it was complete",
 }
 """Every reason code; stable, and each has an anchor in docs/reasons.md."""
 
+OF_GATES = frozenset({"EXTERNAL_USE", "GRAPH_OUTPUT", "MUTATION", "CYCLE", "REGION", "CONSTRAINT"})
+"""What only a place is refused for where the whole pattern is."""
+
+_COMPARES = frozenset({"OP", "ARITY", "LITERAL", "DTYPE", "SHAPE", "BINDING", "ALTERNATIVES"})
+
 
 @dataclass(frozen=True)
 class Failure:
-    """One reason. ``term`` is the pattern's place, ``operand`` the graph's; ``reader`` who else reads it."""
+    """One reason.
+
+    Attributes:
+        expected, found: what differs, as values, terms or words.
+        term: the pattern's place; ``operand``: the graph's.
+        reader: who else reads, writes or returns it.
+        between: whether what was expected is there, and ``found`` stands in front of it.
+        progress: how many operations were bound when it was met; ``variant``: with which alternatives.
+        also: further reasons at the same site; ``tried``: the alternatives that were not taken, best first.
+    """
 
     code: str
     expected: Any = None
@@ -50,6 +65,8 @@ class Failure:
     progress: int = 0
     variant: tuple[tuple[str, str], ...] = ()
     also: tuple[Failure, ...] = field(default=())
+    tried: tuple[Attempt, ...] = field(default=())
+    between: bool = False
 
     @property
     def node(self) -> fx.Node | None:
@@ -66,9 +83,44 @@ class Failure:
             return f"the result of {expected} is returned by the graph"
         if code == "NOT_A_PARAM":
             return f"{expected} must be a parameter or buffer of the model; found {found}"
-        if code in {"OP", "LITERAL", "SHAPE", "DTYPE", "ARITY", "BINDING"} and self.found is not None:
-            return f"expected {expected}, found {found}"
-        return str(expected)
+        if code in _COMPARES and self.found is not None:
+            return f"expected {expected}, found {found}" + (" in between" if self.between else "")
+        return expected
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An alternative of a ``one_of`` that was not taken: where it stopped, and how many operations of it were found."""
+
+    choice: str
+    label: str
+    reason: Failure
+    matched: int = 0
+
+
+def expected_words(failure: Failure) -> str:
+    """What the pattern wanted, in words; empty where the reason compares nothing."""
+    return _words(failure.expected) if failure.found is not None else ""
+
+
+def found_words(failure: Failure) -> str:
+    """What the graph has instead, in words."""
+    return _words(failure.found) if failure.found is not None else ""
+
+
+def one_of_words(choice: ChoiceTerm) -> str:
+    """``norm=early, late or offset``."""
+    return f"{choice.name}={listed(list(choice.alternatives))}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a, b or c``."""
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def place_of(term: Term | None) -> str:
+    """What stands at a place of the pattern: an op's, a capture's or a choice's name."""
+    return term.op if isinstance(term, OpTerm) else str(getattr(term, "name", ""))
 
 
 def _words(operand: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,7 +134,8 @@ class Editor:
         with mode_of(fakes), torch.no_grad():
             example = transform(*(f.detach() for f in fakes))
         with self.graph.inserting_after(self.graph.find_nodes(op="placeholder")[-1]):
-            node = self.graph.placeholder(f"fxfuse_{'_'.join(transform.sources)}_{len(self.derived)}")
+            name = re.sub(r"\W+", "_", "_".join(transform.sources))
+            node = self.graph.placeholder(f"fxfuse_{name}_{len(self.derived)}")
         made.append(node)
         node.meta = {self._key: example, "tensor_dict": {"_dynamo_static_input_type": "unguarded"}}
         node._dynamo_source = constant_source(node.name)

@@ -27,6 +27,9 @@ _KNOWN_MODULES = {"torch", "_operator", "operator", "math", "builtins", "fxfuse"
 """Whose functions write only what their names and flags say; any other module's may write all that they are given."""
 _NOT_A_WRITE = {"requires_grad_"}
 _PURE_BODIES = {"tag_activation_checkpoint", "wrap", "wrap_activation_checkpoint"}
+_FUNCTIONALIZED = {"auto_functionalized", "auto_functionalized_v2", "triton_kernel_wrapper_functional"}
+"""Ops that write to copies of what they are given, and return these."""
+_REINPLACED = "only_clone_these_tensors"  # Inductor's word, at its end, that some are written after all
 _GRAD_SWITCHES = {"_set_grad_enabled", "_enter_inference_mode", "_exit_inference_mode", "_set_fwd_grad_enabled"}
 _AUTOCAST_SWITCHES = {"_enter_autocast", "_exit_autocast"}
 
@@ -93,8 +96,8 @@ class Effects:
         for node in self.graph.nodes:
             spec = spec_of(node)
             if (spec is not None and spec.alias) or is_transpose_attribute(node) or written_by_first(node):
-                source = node.args[0] if node.args else None
-                if isinstance(source, fx.Node) and root(source) is not root(node):
+                source = next(_nodes_in((node.args, node.kwargs)), None)
+                if source is not None and root(source) is not root(node):
                     parent[root(node)] = root(source)
             elif spec is None and "example_value" not in node.meta and "val" not in node.meta:
                 for source in _may_be_aliased(node):  # without metadata an unknown op may alias anything that it reads
@@ -256,6 +259,8 @@ def _written_by_schema(node: fx.Node, target: torch._ops.OpOverload) -> Iterator
 
 
 def _written_by_body(node: fx.Node, target: Any) -> Iterator[fx.Node]:
+    if target.name() in _FUNCTIONALIZED and _REINPLACED not in node.meta:
+        return
     body = body_of(node)
     if body is None or target.name() not in _PURE_BODIES:
         yield from _nodes_in((node.args, node.kwargs))

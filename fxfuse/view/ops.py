@@ -213,7 +213,7 @@ _op("matmul", "input other", (operator.matmul, torch.matmul, torch.mm, torch.bmm
     "matmul mm bmm __matmul__")  # fmt: skip
 _op("addmm", "input mat1 mat2 beta=1 alpha=1", (torch.addmm, aten.addmm.default), "addmm")
 _op("baddbmm", "input batch1 batch2 beta=1 alpha=1", (torch.baddbmm,), "baddbmm", distinctive=True)
-_op("einsum", "equation *operands", (torch.einsum, torch.functional.einsum))
+_op("einsum", "equation *operands", (torch.einsum, torch.functional.einsum), alias=True)  # of one tensor: a view
 _op("outer", "input vec2", (torch.outer, torch.ger), "outer ger")
 _op("scaled_dot_product_attention",
     "query key value attn_mask=None dropout_p=0.0 is_causal=False scale=None enable_gqa=False",
@@ -324,14 +324,16 @@ def spec_of(node: fx.Node) -> OpSpec | None:
     return None
 
 
-def is_transpose_attribute(node: fx.Node) -> bool:
+def is_transpose_attribute(node: fx.Node, *names: str) -> bool:
     """``w.T`` and ``w.mT``; what they mean beyond two dimensions is the reader's to check."""
-    return node.op == "call_function" and node.target is getattr and node.args[1] in {"T", "mT"}
+    return node.op == "call_function" and node.target is getattr and node.args[1] in (names or ("T", "mT"))
 
 
 def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
     """Canonical arguments by name; None where the call does not fit the row (then the node stays opaque)."""
     names = spec.names
+    if len(args) == spec.required and not kwargs and spec.variadic is None and spec.order is names:
+        return {name: tuple(arg) if isinstance(arg, list) else arg for name, arg in zip(names, args, strict=False)}
     if spec.variadic is not None:
         gathered = _gather(spec, args)
         if gathered is None:
@@ -358,10 +360,17 @@ def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict
             value = tuple(value)
         if name in defaults:
             default = defaults[name]
-            if value is None or (type(value) is type(default) and value == default):
+            if value is None or (_same_kind(value, default) and value == default):
                 continue
         out[name] = value
     return out
+
+
+def _same_kind(a: Any, b: Any) -> bool:
+    return type(a) is type(b) or (type(a) in _NUMBERS and type(b) in _NUMBERS)
+
+
+_NUMBERS = (int, float)
 
 
 def _gather(spec: OpSpec, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

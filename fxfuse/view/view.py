@@ -23,6 +23,7 @@ READS_STAY = safeguard("reads_stay", "an op of several nodes that would read an 
 UNWRITTEN_TWIN = safeguard("unwritten_twin", "two casts of one tensor taken for one, though it is written in between")
 
 _ADDS_A_DIMENSION = {"unsqueeze", "stack"}  # whose ``dim`` counts the result's dimensions
+_METAS = (torch.Tensor, SymbolicMeta)
 _ANY_DTYPE = {"linear", "part", "getitem"}
 _MAX_STEPS = 16  # a canonical form is a few steps away; more would be a cycle among the rules
 
@@ -58,6 +59,7 @@ class View:
         self._readers: dict[int, list[Value]] = {}
         self._others: dict[int, list[fx.Node]] = {}  # nodes that the view sees through, by the value that they are
         self._found: dict[str, list[Value]] = {}
+        self._wholes: dict[fx.Node, Value] = {}  # the value that absorbed a node
 
     @cached_property
     def positions(self) -> dict[fx.Node, int]:
@@ -68,7 +70,14 @@ class View:
     def find(self, op: str) -> list[Value]:
         """All values with this canonical op, in graph order."""
         self._read_all()
-        return list(self._found.get(op, ()))
+        return [value for value in self._found.get(op, ()) if not self._is_part_of_same(value)]
+
+    def _is_part_of_same(self, value: Value) -> bool:
+        """Whether only a value of this op reads this one, and stands for both: ``linear`` of flattened rows, say."""
+        whole = self._wholes.get(value.node)
+        if whole is None or whole.op != value.op or value.owner is not None:
+            return False
+        return all(user in whole.nodes for user in value.node.users)
 
     # --- one node ---------------------------------------------------------------------------------------------------
 
@@ -124,6 +133,8 @@ class View:
 
     def _note(self, value: Value) -> None:
         """Remember a new value and its parts by their op, and as readers of their operands."""
+        for node in value.absorbed:
+            self._wholes[node] = value
         pending = [value]
         while pending:
             at = pending.pop()
@@ -138,8 +149,12 @@ class View:
 
     def operand(self, raw: Any) -> Any:
         """The value of a node, a virtual value as it is, a constant as it is."""
-        if isinstance(raw, fx.Node):
-            return self.value(raw)
+        kind = type(raw)
+        if kind is fx.Node:
+            known = self._values.get(raw)
+            return self.value(raw) if known is None else known
+        if kind is Value:
+            return raw
         if isinstance(raw, tuple):
             return tuple(map(self.operand, raw))
         if isinstance(raw, DtypeOf) and isinstance(raw.of, fx.Node):
@@ -151,7 +166,7 @@ class View:
         meta = node.meta.get("example_value")
         if meta is None:
             meta = node.meta.get("val")
-        return meta if isinstance(meta, torch.Tensor | SymbolicMeta) else None
+        return meta if isinstance(meta, _METAS) else None
 
     def dtype_reference(self, node: fx.Node) -> Any:
         """What ``x.to(other)`` or ``x.to(other.dtype)`` casts to."""
@@ -247,7 +262,13 @@ class View:
 
     def _canonical(self, value: Value) -> Value:
         for _ in range(_MAX_STEPS):
-            for _, rule in rules.RULES.get(value.op, ()):
+            prepared = rules.PREPARED.get(value.op)
+            if prepared is None:
+                return value
+            below = {self.operand(raw).op for raw in operands_in(value.args)}
+            for rule, reads in prepared:
+                if reads is not None and reads.isdisjoint(below):
+                    continue
                 self.assumed_wide = False
                 better = rule(self, value)
                 if better is not None and READS_STAY(not self._reads_moved(better)):
@@ -291,9 +312,10 @@ class View:
 def operands_in(raw: Any) -> Iterator[Any]:
     """The nodes and values among the arguments of a value, also those inside tuples."""
     for one in raw.values() if isinstance(raw, dict) else raw:
-        if isinstance(one, fx.Node | Value):
+        kind = type(one)
+        if kind is fx.Node or kind is Value:
             yield one
-        elif isinstance(one, tuple):
+        elif kind is tuple:
             yield from operands_in(one)
 
 

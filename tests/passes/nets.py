@@ -74,7 +74,7 @@ def assert_as_exact(got: torch.Tensor, model: nn.Module, *args: torch.Tensor) ->
     with torch.no_grad():
         eager = model(*args)
         exact = copy.deepcopy(model).double()(*[a.double() if a.is_floating_point() else a for a in args])
-    assert got.dtype == eager.dtype and got.shape == eager.shape and got.stride() == eager.stride()
+    assert (got.dtype, got.shape, got.stride()) == (eager.dtype, eager.shape, eager.stride())
     floor = 1e-6 if got.dtype is torch.float32 else 1e-3
     scale = exact.abs().max()
     allowed = 2 * (eager.double() - exact).abs().max() + floor * scale

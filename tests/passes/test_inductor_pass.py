@@ -62,14 +62,10 @@ def test_what_a_kernel_does_reaches_the_compiled_code():
     seen: list[list[str]] = []
     run = InductorPass(patterns=[inductor_pair], kernels={"inductor_pair": "merged_inline"}, on_error="raise")
     model, x = Net(1), rows()
+    look = {"post_grad_custom_post_pass": lambda graph: seen.append([str(n.target) for n in graph.nodes])}
     torch._dynamo.reset()
-    hooks = [run, lambda graph: seen.append([str(n.target) for n in graph.nodes])]
-    if isinstance(torch._inductor.config.post_grad_custom_post_pass, list | tuple | None):
-        with torch.no_grad():
-            got = torch.compile(
-                model, options={"post_grad_custom_pre_pass": hooks[0], "post_grad_custom_post_pass": hooks[1],
-                                "fx_graph_cache": False},
-            )(x)  # fmt: skip
+    with torch.no_grad():
+        got = torch.compile(model, options={"post_grad_custom_pre_pass": run, "fx_graph_cache": False, **look})(x)
     assert any("aten.cat" in target for target in seen[0])
     assert sum("aten.mm" in target for target in seen[0]) == 2
     assert_as_exact(got, model, x)
@@ -93,8 +89,8 @@ def test_after_autograd_what_the_backward_needs_is_left_alone():
     compiled(model, "post_grad_custom_post_pass", run)(rows()).square().sum().backward()
     other(rows()).square().sum().backward()
     forward, backward = run.reports
+    assert not forward.rewritten
     assert not backward.rewritten
-    assert {s.code for s in forward.sites if s.outcome != "rewritten"} <= {"GRAPH_OUTPUT", "EXTERNAL_USE"}
     for (name, mine), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, msg=name)
 

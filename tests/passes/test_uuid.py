@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,45 +43,33 @@ def merged(x, rows):
     left, right = F.linear(x, rows).chunk(2, -1)
     return third(F.silu(left) * right * SCALE) + helpers.nothing(x)
 
-print(InductorPass(patterns=[their_gate], kernels={"their_gate": "merged"}, paths=["blocks.*"]).uuid())
+uuid = InductorPass(patterns=[their_gate], kernels={"their_gate": "merged"}, paths=["blocks.*"]).uuid()
 """
-HELPERS = "def nothing(x):\n    return 0 * x.sum()\n"
+HELPERS = "def nothing(x):\n    return {}\n"
 
-
-def uuid_of(folder: Path, page: str = PAGE, helpers: str = HELPERS, seed: int = 0) -> str:
-    """The uuid that a new process computes. The page is run from memory: no file tells of a change."""
-    folder.mkdir(exist_ok=True)
-    (folder / "helpers.py").write_text(helpers)
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONHASHSEED": str(seed), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", page], env=environment, capture_output=True, text=True, check=False
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.strip()
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return uuid_of(tmp_path_factory.mktemp("as_written"))
-
-
-def test_another_process_computes_the_same(written, tmp_path):
-    assert uuid_of(tmp_path / "elsewhere", seed=7) == written
-
-
-def test_blank_lines_and_comments_of_the_page_do_not_count(written, tmp_path):
-    assert uuid_of(tmp_path / "spaced", "\n\n# why\n" + PAGE) == written
-
+MAIN = """
+import json, sys, types
+pages, helpers = json.load(sys.stdin)
+uuids = {}
+for what, page in pages.items():
+    sys.modules["helpers"] = made = types.ModuleType("helpers")
+    exec(helpers[what == "a module that it calls"], vars(made))
+    scope = {"__name__": "their_page"}
+    exec(page, scope)  # from memory: no file tells of a change
+    uuids[what] = scope["uuid"]
+print(json.dumps(uuids))
+"""
 
 CHANGES = {
     "the constraint": ("<= 64", "<= 65"),
     "no constraint": ("@their_gate.constraint\n", ""),
-    "the reference": ("F.silu(F.linear(x, a)) * F.linear(x, b)\n\n@their", "F.gelu(F.linear(x, a)) * F.linear(x, b)\n\n@their"),
+    "the reference": ("F.silu(F.linear(x, a)) * F.linear(x, b)", "F.gelu(F.linear(x, a)) * F.linear(x, b)"),
     "a capture": ("x=Input(..., D), a", "x=Input(D), a"),
     "the priority": ("priority=0", "priority=1"),
     "the kernel's body": ("left) * right", "right) * left"),
     "a global of the kernel": ("SCALE = 1.0", "SCALE = 2.0"),
     "a closure of a function that it calls": ("of(1.0)", "of(3.0)"),
+    "a module that it calls": ("", ""),
     "the transform": ('stack("a", "b")', 'stack("b", "a")'),
     "the rows": ("rows=(1, 16)", "rows=(1, 32)"),
     "the predicate": ("is False", "is None"),
@@ -89,21 +77,48 @@ CHANGES = {
     "a path": ('["blocks.*"]', '["blocks.**"]'),
     "another option": ("paths=", "weights='inline', paths="),
 }  # fmt: skip
+SAME = {"as written": PAGE, "the same again": PAGE, "with blank lines and a comment": "\n\n# why\n" + PAGE}
+
+
+def uuids(seed: str) -> dict[str, str]:
+    """What a new process computes for each page, by what is changed in it."""
+    pages = {**SAME, **{what: PAGE.replace(old, new) if old else PAGE for what, (old, new) in CHANGES.items()}}
+    helpers = HELPERS.format("0 * x.sum()"), HELPERS.format("1 * x.sum()")
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True,
+        input=json.dumps([pages, helpers]), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def computed() -> dict[str, str]:
+    return uuids("1")
+
+
+def test_another_process_computes_the_same(computed):
+    assert uuids("2") == computed
+
+
+def test_what_does_not_count(computed):
+    assert len({computed[what] for what in SAME}) == 1
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_every_change_shows(written, tmp_path, what):
-    old, new = CHANGES[what]
-    assert PAGE.count(old) == 1, what
-    assert uuid_of(tmp_path / "changed", PAGE.replace(old, new)) != written
+def test_every_change_shows(computed, what):
+    old, _ = CHANGES[what]
+    assert not old or PAGE.count(old) == 1
+    assert computed[what] != computed["as written"]
 
 
 # --- the fingerprint of one function, without a process of its own ----------------------------------------------------
 
 
-def made(source: str, name: str = "f", **scope: Any) -> Any:
+def made(source: str) -> Any:
+    scope: dict[str, Any] = {"__name__": "their_page"}
     exec(source, scope)
-    return scope[name]
+    return scope["f"]
 
 
 @pytest.mark.parametrize(

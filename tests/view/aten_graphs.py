@@ -56,7 +56,7 @@ def dynamo_graph(model: Any, args: Sequence[Any], *, dynamic: bool = False) -> C
 def exported(model: nn.Module, args: Sequence[Any], *, dynamic: bool = False) -> torch.export.ExportedProgram:
     """All but the last dimension of each input are dynamic where ``dynamic`` is set."""
     auto = torch.export.Dim.AUTO
-    shapes = tuple({i: auto for i in range(a.dim() - 1)} for a in args) if dynamic else None
+    shapes = tuple(dict.fromkeys(range(a.dim() - 1), auto) for a in args) if dynamic else None
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         return torch.export.export(model, tuple(args), dynamic_shapes=shapes)

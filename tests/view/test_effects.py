@@ -171,3 +171,66 @@ def test_autocast_is_open_only_between_its_switches() -> None:
     effects = Effects(gm.graph)
     at = {n.target: n for n in gm.graph.nodes if n.op == "call_function"}
     assert [effects.under_autocast(at[f]) for f in (torch.sin, torch.cos, torch.tan)] == [False, True, False]
+
+
+# --- views, without a storage to go by --------------------------------------------------------------------------------
+
+VIEWS: dict[str, tuple[Any, ...]] = {
+    "transpose": (torch.transpose, 0, 1), "swapaxes": (torch.swapaxes, 0, 1), "t": (torch.t,),
+    "permute": (torch.permute, (1, 0)), "movedim": (torch.movedim, 0, 1), "moveaxis": (torch.moveaxis, 0, 1),
+    "reshape": (torch.reshape, (4, 4)), "flatten": (torch.flatten,), "unflatten": (torch.unflatten, -1, (2, 4)),
+    "broadcast_to": (torch.broadcast_to, (2, 8)), "unsqueeze": (torch.unsqueeze, 0), "squeeze": (torch.squeeze,),
+    "narrow": (torch.narrow, 0, 0, 1), "select": (torch.select, 0, 0), "getitem": (operator.getitem, (..., slice(4))),
+    "chunk": (torch.chunk, 2), "split": (torch.split, 1), "tensor_split": (torch.tensor_split, 2),
+    "unbind": (torch.unbind,), "detach": (torch.detach,), "view_as_real": (torch.view_as_real,),
+    "view_as_complex": (torch.view_as_complex,), "inactive dropout": (F.dropout, 0.0, False),
+}  # fmt: skip
+METHODS = {
+    "view": (4, 4), "view_as": (), "expand_as": (), "reshape_as": (), "expand": (2, 8), "contiguous": (), "to": (),
+    "float": (), "type_as": (), "unflatten": (-1, (2, 4)), "swapdims": (0, 1), "broadcast_to": ((2, 8),), "bool": (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_the_result_of_a_view_is_one_storage_with_its_input(name: str, by_keyword: bool) -> None:
+    target, *more = VIEWS[name]
+    if by_keyword and target is operator.getitem:
+        return
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    made = graph.call_function(target, tuple(more) if by_keyword else (x, *more), {"input": x} if by_keyword else {})
+    effects = Effects(graph)
+    assert effects.family(made) is effects.family(x)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_result_of_a_view_method_is_one_storage_with_its_input(name: str) -> None:
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    made = graph.call_method(name, (x, *(METHODS[name] or (y,))))
+    effects = Effects(graph)
+    assert effects.family(made) is effects.family(x)
+
+
+def test_an_einsum_of_one_tensor_may_be_a_view() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    made = graph.call_function(torch.einsum, ("ij->ji", x))
+    effects = Effects(graph)
+    assert effects.family(made) is effects.family(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: (torch.unflatten(x, -1, (2, 4)).mul_(2), x + y)[1],
+        lambda x, y: (torch.einsum("ij->ji", x).mul_(2), x + y)[1],
+        lambda x, y: (F.relu6(x, True), x + y)[1],
+        lambda x, y: (F.leaky_relu(x, 0.1, True), x + y)[1],
+        lambda x, y: (torch.clamp(y, min=0, out=x), x + y)[1],
+    ],
+)
+def test_new_rows_of_the_table_write_and_alias(function: Callable[..., Any]) -> None:
+    assert "x" in written(function)
+    assert "y" not in written(function)

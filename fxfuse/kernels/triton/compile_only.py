@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import triton
@@ -42,6 +42,18 @@ TARGETS = (
 )
 
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+
+
+class Compilable(Protocol):
+    """A kernel as one launch would specialise it, for one card."""
+
+    @property
+    def target(self) -> Target: ...
+
+    @property
+    def num_warps(self) -> int: ...
+
+    def source(self) -> ASTSource: ...
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ _GENERAL_WHERE_FULL = ("x_ptr", "x_m", "x_k", "scale_k", "gate_bias_n", "up_bias
 class Resources:
     """What a compiled kernel uses: registers a thread, bytes spilled (AMD: registers), bytes of shared memory."""
 
-    job: Job
+    job: Compilable
     registers: int
     spills: int
     shared: int
@@ -154,7 +166,7 @@ def _blocks(tile: decode.Tile) -> dict[str, Any]:
     return {name: value for name, value in decode.launch_meta(tile).items() if name.isupper()}
 
 
-def compiled(job: Job, **options: Any) -> Any:
+def compiled(job: Compilable, **options: Any) -> Any:
     """Triton's compiled kernel for one job, with ``options`` of the target's compiler on top.
 
     Raises RuntimeError in Triton's interpreter, where there is nothing to compile.
@@ -164,7 +176,7 @@ def compiled(job: Job, **options: Any) -> Any:
     return triton.compile(job.source(), target=job.target.gpu, options={"num_warps": job.num_warps, **options})
 
 
-def compile_job(job: Job, **options: Any) -> Resources:
+def compile_job(job: Compilable, **options: Any) -> Resources:
     """Compile one job as :func:`compiled` does, and measure the result."""
     start = time.perf_counter()
     kernel = compiled(job, **options)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ONE_PLUS = safeguard("one_plus", "x / (c + exp(-x)), with another number than one, taken for silu")
 
 
-@rule("div", "silu")
+@rule("div", "silu", reads="add")
 def over_one_plus_exp(view: View, value: Value) -> Value | None:
     """``x / (1 + exp(-x))``. In low precision each step is rounded, by ``silu`` only the last."""
     if "rounding_mode" in value.args:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from fxfuse.view.view import View
 
 
-@rule("getitem", "layer_norm")
+@rule("getitem", "layer_norm", reads="native_layer_norm")
 def first_of_native_layer_norm(view: View, value: Value) -> Value | None:
     return _first_of(view, value, "native_layer_norm", "layer_norm")
 
 
-@rule("getitem", "rms_norm")
+@rule("getitem", "rms_norm", reads="fused_rms_norm")
 def first_of_fused_rms_norm(view: View, value: Value) -> Value | None:
     return _first_of(view, value, "fused_rms_norm", "rms_norm")
 

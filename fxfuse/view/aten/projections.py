@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from fxfuse.view.view import View
 
 ONE_WEIGHT = safeguard("one_weight", "a batch of different matrices taken for one weight")
-WEIGHT_TRANSPOSED = safeguard("weight_transposed", "x @ w, with w square, taken for linear(x, w)")
+WEIGHT_TRANSPOSED = safeguard("batch_weight_transposed", "x @ w, with w square, taken for linear(x, w)")
 
 
-@rule("matmul", "linear")
+@rule("matmul", "linear", reads="expand")
 def product_with_repeated_weight(view: View, value: Value) -> Value | None:
     """``bmm(x, w.t().expand(batch, -1, -1))`` is ``linear(x, w)``."""
     x, absorbed = view.operand(value.args["input"]), Absorbed(view)

@@ -25,12 +25,12 @@ WIDENED_TO_FP32 = safeguard("widened_to_fp32", "an op between casts of lower pre
 _LOW = (torch.bfloat16, torch.float16)
 
 
-@rule("cast", "silu")
+@rule("cast", "silu", reads="silu")
 def silu_rounded_once(view: View, value: Value) -> Value | None:
     return between_casts(view, value, "silu")
 
 
-@rule("cast", "gelu")
+@rule("cast", "gelu", reads="gelu")
 def gelu_rounded_once(view: View, value: Value) -> Value | None:
     return between_casts(view, value, "gelu")
 

@@ -26,7 +26,7 @@ _LOW = (torch.bfloat16, torch.float16)
 _ONLINE = "prepare_softmax_online"
 
 
-@rule("div", "softmax")
+@rule("div", "softmax", reads="exp")
 def exponentials_over_their_sum(view: View, value: Value) -> Value | None:
     """``exp(x - max) / sum(exp(x - max))``; last place of fp32 may differ."""
     if "rounding_mode" in value.args or not is_wide(view, value):

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from fxfuse.view.view import View
 
 
-@rule("mul", "silu")
+@rule("mul", "silu", reads="sigmoid")
 def times_own_sigmoid(view: View, value: Value) -> Value | None:
     """In low precision the sigmoid is rounded before the product; only fp32 and wider are one function."""
     return _times_function_of_itself(view, value, "sigmoid", "silu")
 
 
-@rule("mul", "mish")
+@rule("mul", "mish", reads="tanh")
 def times_tanh_of_softplus(view: View, value: Value) -> Value | None:
     for name, other in (("input", "other"), ("other", "input")):
         gate, x = view.operand(value.args[name]), view.operand(value.args[other])
@@ -44,11 +44,9 @@ def _times_function_of_itself(view: View, value: Value, inner: str, op: str) -> 
     return None
 
 
-@rule("mul", "gelu")
+@rule("mul", "gelu", reads="add mul")
 def half_times_one_plus(view: View, value: Value) -> Value | None:
     """``0.5 * x * (1 + erf(x / sqrt(2)))``, and the tanh form of GPT-2, BLOOM and ``gelu_fast``."""
-    if not any(_may_be_gelu(view.operand(value.args[name])) for name in ("input", "other")):
-        return None
     parts, nodes = factors(view, value)
     if len(parts) != 3:
         return None
@@ -67,10 +65,6 @@ def half_times_one_plus(view: View, value: Value) -> Value | None:
         args: dict[str, Any] = {"input": x} if curve.op == "erf" else {"input": x, "approximate": "tanh"}
         return value.become("gelu", args, f"gelu by its {curve.op}", (*inside, *curve.nodes, *bell.nodes, *nodes))
     return None
-
-
-def _may_be_gelu(operand: Any) -> bool:
-    return is_number(operand, 0.5) or (isinstance(operand, Value) and operand.op in ("mul", "add"))
 
 
 def _one_plus(view: View, value: Value) -> Any:

@@ -78,8 +78,10 @@ def correction_of_flag(view: View, value: Value) -> Value | None:
     correction = value.args.get("correction")
     if type(correction) is not bool or type(value.args.get("dim")) is bool:
         return None
-    args = {name: arg for name, arg in value.args.items() if name != "correction"}
-    return value.become(value.op, args if correction else {**args, "correction": 0}, "unbiased = correction")
+    args = {name: 0 if name == "correction" else arg for name, arg in value.args.items()}
+    if correction:
+        del args["correction"]
+    return value.become(value.op, args, "unbiased = correction")
 
 
 @rule("norm", "vector_norm")

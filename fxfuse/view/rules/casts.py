@@ -87,5 +87,5 @@ def _implied_widening(view: View, value: Value) -> Value | None:
     return None
 
 
-rule("mul", "mul")(_implied_widening)
-rule("add", "add")(_implied_widening)
+rule("mul", "mul", reads="cast")(_implied_widening)
+rule("add", "add", reads="cast")(_implied_widening)

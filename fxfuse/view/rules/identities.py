@@ -43,7 +43,7 @@ def shape_unchanged(view: View, value: Value) -> Value | None:
     return source if SAME_SHAPE(same_shape(source.shape, value.shape)) else None
 
 
-@see_through("reshape")
+@see_through("reshape", "flatten", "unflatten", "squeeze", "reshape_as")
 def shape_restored(view: View, value: Value) -> Value | None:
     """``x[:, :, None].reshape(x.shape)``: two reshapes that end where they began."""
     source = _source(view, value)

@@ -102,7 +102,7 @@ def layer_norm_function(view: View, value: Value) -> Value | None:
     return formula.result(last, "layer_norm as its formula")
 
 
-@rule("mul", "mul")
+@rule("mul", "mul", reads="rsqrt")
 def layer_norm_by_hand(view: View, value: Value) -> Value | None:
     """``(x - mean) * rsqrt(var + eps)``, where the variance comes from ``var`` or from another ``x - mean``.
 

@@ -18,7 +18,7 @@ BIAS_IS_A_ROW = safeguard("bias_is_a_row", "a matrix added to a product taken fo
 SAME_LABELS = safeguard("same_labels", "an einsum over other dimensions taken for a matrix product")
 
 
-@rule("matmul", "linear")
+@rule("matmul", "linear", reads="transpose")
 def matmul_with_transposed(view: View, value: Value) -> Value | None:
     """``x @ w.t()``, with ``w`` of two dimensions, is ``linear(x, w)``."""
     weight = view.operand(value.args["other"])
@@ -42,7 +42,7 @@ def transposed_weight(view: View, value: Value) -> Value | None:
     if not isinstance(source, Value):
         return None
     spec = spec_of(value.node)
-    as_matrix = is_transpose_attribute(value.node) or (spec is not None and spec.name == "t")
+    as_matrix = spec.name == "t" if spec is not None else is_transpose_attribute(value.node, "T")
     if view.symbolic:
         return source if as_matrix or is_parameter(source) else None
     return source if (as_matrix or source.leaf is not None) and MATRIX_WEIGHT(source.rank == 2) else None
@@ -75,7 +75,7 @@ def addmm_of_row(view: View, value: Value) -> Value | None:
     return made
 
 
-@rule("add", "linear")
+@rule("add", "linear", reads="linear")
 def bias_added(view: View, value: Value) -> Value | None:
     """``linear(x, w) + b``: in low precision the product is rounded before the sum, so fp32 and wider only."""
     for name, other in (("input", "other"), ("other", "input")):

@@ -55,14 +55,14 @@ def _root(view: View, name: str, value: Value) -> Value | None:
     return None
 
 
-@rule("reciprocal", "rsqrt")
+@rule("reciprocal", "rsqrt", reads="sqrt")
 def reciprocal_of_root(view: View, value: Value) -> Value | None:
     """Last place of fp32 may differ."""
     root = _root(view, "input", value)
     return value.become("rsqrt", dict(root.args), "1/sqrt(x) = rsqrt(x)", root.nodes) if root else None
 
 
-@rule("div", "rsqrt")
+@rule("div", "rsqrt", reads="sqrt")
 def one_over_root(view: View, value: Value) -> Value | None:
     """Last place of fp32 may differ."""
     if "rounding_mode" in value.args or not is_number(value.args["input"], 1):
@@ -71,7 +71,7 @@ def one_over_root(view: View, value: Value) -> Value | None:
     return value.become("rsqrt", dict(root.args), "1/sqrt(x) = rsqrt(x)", root.nodes) if root else None
 
 
-@rule("div", "mul")
+@rule("div", "mul", reads="sqrt")
 def divided_by_root(view: View, value: Value) -> Value | None:
     """``x / sqrt(v)`` is ``x * rsqrt(v)``; last place of fp32 may differ, so lower precisions are left alone."""
     if "rounding_mode" in value.args:
@@ -85,7 +85,7 @@ def divided_by_root(view: View, value: Value) -> Value | None:
     return product
 
 
-@rule("div", "mean")
+@rule("div", "mean", reads="sum")
 def sum_over_count(view: View, value: Value) -> Value | None:
     """``x.sum(-1, keepdim=True) / n`` is the mean where n is the size of that dimension."""
     total, count = view.operand(value.args["input"]), value.args["other"]

@@ -33,8 +33,9 @@ def matrix_transposed(view: View, value: Value) -> Value | None:
     """``w.t()``, ``w.mT``, and ``w.T`` of two dimensions."""
     source = view.operand(value.args["input"])
     rank = source.rank if isinstance(source, Value) else None
-    batched = is_transpose_attribute(value.node) and value.node.args[1] == "mT"
-    if not batched and not SAME_DIMENSIONS(rank == 2 or (rank is None and view.symbolic)):
+    if not is_transpose_attribute(value.node, "mT") and not SAME_DIMENSIONS(
+        rank == 2 or (rank is None and view.symbolic)
+    ):
         return None
     return _swap(value, -2, -1, "t(x) = transpose(x, -2, -1)")
 
@@ -98,7 +99,7 @@ def moved_dimensions(view: View, value: Value) -> Value | None:
 # --- reshapes -------------------------------------------------------------------------------------------------------
 
 
-@rule("reshape", "linear")
+@rule("reshape", "linear", reads="linear")
 def rows_and_back(view: View, value: Value) -> Value | None:
     """A projection of the flattened rows, given its leading dimensions back, as GPT-2's Conv1D does."""
     product = view.operand(value.args["input"])
@@ -121,7 +122,7 @@ def rows_and_back(view: View, value: Value) -> Value | None:
 _RESHAPES = {"reshape", "merge_last", "split_last"}
 
 
-@rule("reshape", "repeat_interleave")
+@rule("reshape", "repeat_interleave", reads="expand")
 def repeated_heads(view: View, value: Value) -> Value | None:
     """``x[:, :, None].expand(..., n, ...).reshape(...)``, which gives each key and value head to n query heads."""
     spread = view.operand(value.args["input"])

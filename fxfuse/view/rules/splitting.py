@@ -22,7 +22,7 @@ SAME_BORDER = safeguard("same_border", "a slice taken for another that begins or
 # --- items of a tuple -----------------------------------------------------------------------------------------------
 
 
-@rule("getitem", "part")
+@rule("getitem", "part", reads="chunk split tensor_split unbind")
 def item_of_split(view: View, value: Value) -> Value | None:
     """One of the tensors that ``chunk``, ``split``, ``tensor_split`` or ``unbind`` gives."""
     source, index = view.operand(value.args["input"]), value.args["index"]
@@ -82,7 +82,7 @@ def _same_part(a: Any, b: Any) -> bool:
     return a is b or (not isinstance(a, fx.Node) and not isinstance(b, fx.Node) and same_size(a, b))
 
 
-@rule("getitem", "mean")
+@rule("getitem", "mean", reads="var_mean")
 def item_of_variance_and_mean(view: View, value: Value) -> Value | None:
     """Last place of fp32 may differ."""
     source, index = view.operand(value.args["input"]), value.args["index"]
@@ -243,7 +243,7 @@ def narrowed(view: View, value: Value) -> Value | None:
     return value.become(cut[0], {"input": source, "dim": dim, **cut[1]}, "narrow = slice")
 
 
-@rule("select", "part")
+@rule("select", "part", reads="split_last unflatten")
 def entry_of_split(view: View, value: Value) -> Value | None:
     """``h.unflatten(-1, (2, -1))[..., 0, :]`` is a half of h, and ``h.unflatten(-1, (-1, 2))[..., 0]`` every other."""
     source, dim, index = view.operand(value.args["input"]), value.args["dim"], value.args["index"]
