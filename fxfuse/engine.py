@@ -18,7 +18,7 @@ import fxfuse
 from fxfuse import paths
 from fxfuse.authoring import Pattern, Region
 from fxfuse.authoring.captures import is_scalar
-from fxfuse.describe import reason_record
+from fxfuse.describe import site_record
 from fxfuse.errors import OptionError, warn_once
 from fxfuse.kernels import Kernel, SiteFacts, candidates, choose, named, reference
 from fxfuse.match import Failure, Found, Match, find_regions, find_sites, select
@@ -417,27 +417,17 @@ class _Work:
                 size = sum(v.meta.nbytes for v in sources if isinstance(v, Value))
                 shared += size if plan.placement == "share" else 0
                 extra += size if plan.placement == "copy" else 0
-        values = match.interior if match is not None else ()
-        return Site(
-            pattern=found.pattern.name,
-            variant={k: v for k, v in (found.variant or {}).items() if k in found.pattern.choices},
-            modules=self._modules(found),
-            outcome=outcome,
-            code=failure.code if failure is not None else "",
-            reason=failure.sentence() if failure is not None else "",
+        return site_record(
+            found,
+            failure,
+            self._modules(found),
+            outcome,
             kernel=plan.kernel.name if plan.kernel is not None else "",
             why_kernel=plan.why if plan.kernel is not None else "",
             weights=plan.placement if plan.kernel is not None else "",
             extra_bytes=extra,
             shared_bytes=shared,
-            matched_nodes=found.matched,
-            pattern_nodes=found.total,
-            root=match.root.node.name if match is not None else found.seed.node.name,
-            nodes=tuple(n.name for n in found.nodes),
             new_nodes=tuple(n.name for n in made),
-            steps=tuple(dict.fromkeys(step for v in values for step in v.steps)),
-            detail=reason_record(failure) if failure is not None else None,
-            also=tuple(reason_record(f) for f in failure.also[:4]) if failure is not None else (),
             notes=plan.notes,
             numbers=plan.numbers,
         )

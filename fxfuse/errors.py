@@ -63,6 +63,12 @@ def warn_once(sentence: str) -> None:
         warnings.warn(sentence, stacklevel=3)
 
 
+def listed(words: Iterable[str]) -> str:
+    """``a, b or c``."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def unknown(kind: str, given: object, valid: Iterable[object]) -> str:
     """The sentence for a name that does not exist: what was given, the nearest name, and all valid ones."""
     names = sorted(str(v) for v in valid)

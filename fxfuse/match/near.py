@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from fxfuse.authoring.terms import ChoiceTerm, ManyTerm, OpTerm, Term, TermGraph
+from fxfuse.errors import listed
 from fxfuse.match.comparing import SWAPPED, Comparison, Fit, Hole, first_op
-from fxfuse.match.reasons import Attempt, Failure, listed
+from fxfuse.match.reasons import Attempt, Failure
 from fxfuse.view import Value, View
 from fxfuse.view.ops import SPECS
 from fxfuse.view.view import operands_in

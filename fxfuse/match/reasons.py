@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
 from fxfuse.authoring.terms import ChoiceTerm, OpTerm, Term
+from fxfuse.errors import listed
 from fxfuse.view import Value
 
 CODES: dict[str, str] = {
@@ -110,12 +110,7 @@ def found_words(failure: Failure) -> str:
 
 def one_of_words(choice: ChoiceTerm) -> str:
     """``norm=early, late or offset``."""
-    return f"{choice.name}={listed(list(choice.alternatives))}"
-
-
-def listed(words: Sequence[str]) -> str:
-    """``a, b or c``."""
-    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    return f"{choice.name}={listed(choice.alternatives)}"
 
 
 def place_of(term: Term | None) -> str:

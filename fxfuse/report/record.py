@@ -12,16 +12,29 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the JSON form; a report of another version is refused by :meth:`Report.load`."""
 
 
 @dataclass(frozen=True)
 class ReasonRecord:
-    """Why a site is as it is: a code of ``fxfuse.match.CODES``, a sentence, and where in both sources."""
+    """Why a site is as it is: a code of ``fxfuse.match.CODES``, a sentence, and where in both sources.
+
+    Attributes:
+        expected, found: what the sentence compares, where it compares something.
+        at: the operation or capture of the pattern that the search stopped at.
+        pattern_line, pattern_text: the author's code.
+        graph_node, graph_type, graph_line, graph_text, graph_path: the graph's, with the model's code and module.
+        reader_node, reader_line, reader_text, reader_path: who else reads, writes or returns the value.
+        alternative, matched: of an attempt, which alternative (``norm=offset``), and how many operations of it fit.
+        tried: the alternatives that were not taken, best first, each with its own reason.
+    """
 
     code: str
     sentence: str
+    expected: str = ""
+    found: str = ""
+    at: str = ""
     pattern_line: str = ""
     pattern_text: str = ""
     graph_node: str = ""
@@ -33,6 +46,9 @@ class ReasonRecord:
     reader_line: str = ""
     reader_text: str = ""
     reader_path: str = ""
+    alternative: str = ""
+    matched: int = 0
+    tried: tuple[ReasonRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,8 @@ class Site:
     Attributes:
         pattern, variant: which pattern, and which of its alternatives.
         modules: paths of the modules whose forward made its nodes.
-        outcome: ``"rewritten"``, ``"kept"`` (matched, left to the inner compiler) or ``"missed"``.
+        outcome: ``"rewritten"``, ``"kept"`` (matched, left to the inner compiler) or ``"missed"``; ``"matched"`` where
+            only a pattern was asked (``Pattern.explain``), and no kernel was chosen.
         code, reason: why, where it is not rewritten; empty where it is.
         kernel, weights: what it was rewritten to, and where that finds its weights.
         extra_bytes: memory that its derived weights take beyond the parameters'.
@@ -120,7 +137,7 @@ class Report:
     @cached_property
     def matched(self) -> Counter[str]:
         """Pattern name -> sites that matched, rewritten or kept."""
-        return Counter(s.pattern for s in self.sites if s.outcome in {"rewritten", "kept"})
+        return Counter(s.pattern for s in self.sites if s.outcome in {"matched", "rewritten", "kept"})
 
     @cached_property
     def rewritten(self) -> Counter[str]:
@@ -146,11 +163,13 @@ class Report:
     def summary(self) -> str:
         """One line: what was rewritten, kept and missed."""
         kinds = Counter(s.outcome for s in self.sites)
-        fused = ", ".join(f"{count} {name}" for name, count in sorted(self.rewritten.items())) or "nothing"
+        asked = bool(kinds["matched"]) and not kinds["rewritten"]
+        counts = self.matched if asked else self.rewritten
+        fused = ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "nothing"
         rest = [f"{kinds[k]} {k}" for k in ("kept", "missed") if kinds[k]]
         where = f"{self.graphs} graph{'s' if self.graphs != 1 else ''} of {self.nodes} nodes"
         tail = f"; {', '.join(rest)}" if rest else ""
-        return f"fxfuse: rewrote {fused} in {where}{tail} ({self.own_seconds:.2f} s)"
+        return f"fxfuse: {'matched' if asked else 'rewrote'} {fused} in {where}{tail} ({self.own_seconds:.2f} s)"
 
     def __str__(self) -> str:
         from fxfuse.report.text import render  # text is made only when somebody reads it
@@ -215,7 +234,11 @@ class Report:
 def _site(data: dict[str, Any]) -> Site:
     for key in ("modules", "nodes", "new_nodes", "steps", "notes"):
         data[key] = tuple(data[key])
-    data["also"] = tuple(ReasonRecord(**r) for r in data["also"])
-    data["detail"] = ReasonRecord(**data["detail"]) if data["detail"] else None
+    data["also"] = tuple(_reason(r) for r in data["also"])
+    data["detail"] = _reason(data["detail"]) if data["detail"] else None
     data["numbers"] = Numbers(**data["numbers"]) if data.get("numbers") else None
     return Site(**data)
+
+
+def _reason(data: dict[str, Any]) -> ReasonRecord:
+    return ReasonRecord(**{**data, "tried": tuple(map(_reason, data["tried"]))})

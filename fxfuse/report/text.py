@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from fxfuse.errors import listed
 from fxfuse.report.record import ReasonRecord, Report, Site
 
-_ORDER = ("rewritten", "kept", "missed")
+_ORDER = ("matched", "rewritten", "kept", "missed")
+_MOST = 3
+"""How many further reasons, and how many alternatives, are shown of a site; the record has them all."""
 
 
 def render(report: Report) -> str:
@@ -57,7 +60,7 @@ def _group(group: Sequence[Site]) -> list[str]:
     variant = " ".join(f"{k}={v}" for k, v in first.variant.items())
     if first.outcome == "missed":
         what = f"{first.matched_nodes} of {first.pattern_nodes} nodes matched, {variant}".rstrip(", ")
-    elif first.outcome == "kept":
+    elif first.outcome in {"kept", "matched"}:
         what = variant
     else:
         shared, extra = sum(s.shared_bytes for s in group), sum(s.extra_bytes for s in group)
@@ -65,9 +68,10 @@ def _group(group: Sequence[Site]) -> list[str]:
         what = f"{variant}  kernel={first.kernel} weights={weights}" + (f" +{_bytes(extra)}" if extra else "")
     lines = [f"  x{len(group)} {merge_paths([s.modules for s in group])}  {what}"]
     if first.outcome != "rewritten" and first.detail is not None:
-        lines += _reason(first.detail)
-        also = dict.fromkeys(f"{r.sentence} ({r.code})" for r in first.also if r.sentence != first.detail.sentence)
-        lines += [f"     also: {text}" for text in list(also)[:3]]
+        lines += _reason(first.detail, first.modules)
+        also = dict.fromkeys(_in_short(r) for r in first.also if r.sentence != first.detail.sentence)
+        lines += [f"     also: {text}" for text in list(also)[:_MOST]]
+        lines += [f"     also tried: {text}" for text in _tried(first.detail)[:_MOST]]
     measured = [s.numbers for s in group if s.numbers is not None and s.numbers.within]
     if measured:
         worst = max(measured, key=lambda n: n.fused_max / (n.allowed_max or 1.0))
@@ -76,17 +80,40 @@ def _group(group: Sequence[Site]) -> list[str]:
     return lines + [f"     note: {note}" for note in notes]
 
 
-def _reason(reason: ReasonRecord) -> list[str]:
+def _reason(reason: ReasonRecord, modules: Sequence[str]) -> list[str]:
     lines = [f"     {reason.code}  {reason.sentence}"]
+    elsewhere = reason.graph_path if reason.graph_path not in modules else ""
+    node = _in(_typed(reason.graph_node, reason.graph_type), elsewhere)
     rows = [
         ("pattern", "", reason.pattern_line, reason.pattern_text),
-        ("graph", _typed(reason.graph_node, reason.graph_type), reason.graph_line, reason.graph_text),
+        ("graph", node, reason.graph_line, reason.graph_text),
         ("reader", _in(reason.reader_node, reason.reader_path), reason.reader_line, reason.reader_text),
     ]
     rows = [r for r in rows if r[1] or r[2]]
     for label, node, line, text in rows:
         place = f"{node}  {line}" if node and line else node or line
-        lines.append(f"       {label:<8} {place:<48} {text}".rstrip())
+        lines.append(f"       {label:<8} {place:<48}  {text}".rstrip())
+    return lines
+
+
+def _in_short(reason: ReasonRecord) -> str:
+    """A further reason in one line."""
+    reader = f", by {_in(reason.reader_node, reason.reader_path)}" if reason.reader_node else ""
+    return f"{reason.sentence}{reader} ({reason.code})"
+
+
+def _tried(reason: ReasonRecord) -> list[str]:
+    """The alternatives, those together that met the same; where one was taken, only others that began to fit."""
+    groups: dict[tuple[str, str], list[ReasonRecord]] = {}
+    for tried in reason.tried:
+        if tried.matched or reason.code == "ALTERNATIVES":
+            choice = tried.alternative.partition("=")[0]
+            groups.setdefault((choice, f"{tried.code} {tried.found}".rstrip()), []).append(tried)
+    lines = []
+    for (choice, stopped), group in groups.items():
+        labels = listed([t.alternative.partition("=")[2] for t in group])
+        places = listed(list(dict.fromkeys(t.at for t in group if t.at)))
+        lines.append(f"{choice}={labels}, stopped at {places} ({stopped})")
     return lines
 
 
