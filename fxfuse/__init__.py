@@ -25,7 +25,19 @@ if TYPE_CHECKING:
     from fxfuse.report import Report, Site, reports
 
 _HOMES = {
-    "fxfuse.authoring": ("Dim", "Input", "Param", "Pattern", "Scalar", "keep", "many", "one_of", "ordered", "pattern", "region"),
+    "fxfuse.authoring": (
+        "Dim",
+        "Input",
+        "Param",
+        "Pattern",
+        "Scalar",
+        "keep",
+        "many",
+        "one_of",
+        "ordered",
+        "pattern",
+        "region",
+    ),
     "fxfuse.errors": ("CaptureError", "ExpectationError", "FxfuseError", "OptionError", "PatternError"),
     "fxfuse.capture": ("explain",),
     "fxfuse.kernels": ("kernel",),

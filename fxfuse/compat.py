@@ -42,6 +42,7 @@ __all__ = [
     "is_functorch_wrapped_tensor",
     "isolated_compile",
     "make_fx",
+    "mark_static",
     "mode_names",
     "mode_options",
     "no_torch_function",
@@ -306,6 +307,11 @@ def static_aot_inputs() -> frozenset[int]:
 def forget_code(code: Any) -> None:
     """Drop every compiled entry of a code object."""
     torch._C._dynamo.eval_frame.reset_code(code)
+
+
+def mark_static(tensor: Tensor, dim: int) -> None:
+    """Dynamo captures this size of a tensor as a number, also where it is asked for symbols."""
+    torch._dynamo.mark_static(tensor, dim)
 
 
 def without_recompile_limits() -> Any:

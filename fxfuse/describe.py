@@ -69,7 +69,8 @@ def reason_record(failure: Failure, **attempt: Any) -> ReasonRecord:
         reader_text=reader_text,
         reader_path=stack_path(reader) if reader is not None else "",
         tried=tuple(
-            reason_record(a.reason, alternative=f"{a.choice}={a.label}", matched=a.matched) for a in failure.tried
+            reason_record(a.reason, alternative=f"{a.choice}={a.label}", matched=a.matched, settled=a.settled)
+            for a in failure.tried
         ),
         **attempt,
     )

@@ -20,7 +20,7 @@ from fxfuse.authoring import Pattern, Region
 from fxfuse.authoring.captures import is_scalar
 from fxfuse.describe import site_record
 from fxfuse.errors import OptionError, warn_once
-from fxfuse.kernels import Kernel, SiteFacts, candidates, choose, named, reference
+from fxfuse.kernels import Kernel, SiteFacts, candidates, choose, named, reference, why_none
 from fxfuse.match import Failure, Found, Match, find_regions, find_sites, select
 from fxfuse.options import Options
 from fxfuse.params import Derived, NotShareable
@@ -31,7 +31,7 @@ from fxfuse.view import Leaf, Value, View
 from fxfuse.view.effects import body_of
 from fxfuse.view.leaves import LeafKind, classify, innermost_roots, stack_path
 
-_KEPT = {"DISABLED", "NO_KERNEL", "COST", "REWRITE_ERROR", "VERIFY"}
+_KEPT = {"DISABLED", "NO_KERNEL", "COST", "REQUIRES_GRAD", "REWRITE_ERROR", "VERIFY"}
 """Why a match may be left to the inner compiler on purpose."""
 
 
@@ -300,7 +300,7 @@ class _Work:
                 asked = f"the pattern was named, and no other kernel can run: {why}"
                 return Plan(site, reference(pattern), "separate", asked)
         if kernel is None:
-            return Plan(site, None, "", "", Failure("NO_KERNEL", why, operand=match.root))
+            return Plan(site, None, "", "", Failure(*why_none(pattern, facts, why), operand=match.root))
         return self._place(site, kernel, why, placement, facts, in_body)
 
     def _place(self, site: Found, kernel: Kernel, why: str, placement: str, facts: SiteFacts, in_body: bool) -> Plan:

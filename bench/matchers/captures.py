@@ -61,7 +61,7 @@ class _Seen(Exception):
 
 
 LEAVES = "fxfuse_bench_leaves"
-"""Under this name a post-grad graph's ``meta`` has what its placeholders are: that is known only while it is compiled."""
+"""Where the ``meta`` of a post-grad graph keeps what its placeholders are: known only while it is compiled."""
 
 
 def post_grad_graph(
@@ -106,7 +106,7 @@ def post_grad_graph(
 
 
 def onnx_model(model: nn.Module, inputs: Sequence[Tensor], *, dynamic: bool = False) -> Any:
-    """The module as ``torch.onnx.export`` makes it (an ``onnx_ir.Model``), with its optimizer's folding of constants."""
+    """What ``torch.onnx.export`` makes of the module (an ``onnx_ir.Model``), its constants folded by the optimizer."""
     shapes = _dynamic(inputs) if dynamic else None
     with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         program: Any = torch.onnx.export(
@@ -117,7 +117,7 @@ def onnx_model(model: nn.Module, inputs: Sequence[Tensor], *, dynamic: bool = Fa
 
 def _dynamic(inputs: Sequence[Tensor]) -> tuple[Any, ...]:
     auto = torch.export.Dim.AUTO
-    each = tuple({i: auto for i in range(x.dim() - 1)} for x in inputs)
+    each = tuple(dict.fromkeys(range(x.dim() - 1), auto) for x in inputs)
     return (each,)  # all inputs are one *args
 
 

@@ -23,10 +23,8 @@ def repeated(gm: fx.GraphModule, times: int, stream: fx.Node) -> fx.GraphModule:
     first = gm.graph.output_node().all_input_nodes[0]
     others = [n for n in holders if n is not stream]
     storages: list[dict[int, Any]] = [{} for _ in range(times)]
-    maps: list[dict[fx.Node, fx.Node]] = []
     state = _copied(graph, stream, {}, {})
-    for known in storages:
-        maps.append({holder: _copied(graph, holder, {}, known) for holder in others})
+    maps = [{holder: _copied(graph, holder, {}, known) for holder in others} for known in storages]
     for copied, known in zip(maps, storages, strict=True):
         copied[stream] = state
         for node in body:

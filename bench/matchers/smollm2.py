@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
 from bench.matchers.arms import fx as fx_arm
 from bench.matchers.arms import inductor
@@ -20,9 +21,12 @@ PROMPT = "What is a fused kernel?"
 
 @dataclass(frozen=True)
 class Graphs:
+    """The model at each level, and FX's patterns for two of them."""
+
     dynamo: fx.GraphModule
     post_grad: fx.GraphModule
     export: fx.GraphModule
+    patterns: dict[str, fx.Graph]
 
 
 class Logits(nn.Module):
@@ -42,16 +46,24 @@ def graphs() -> Graphs:
 
     loaded = load(None, torch.float32, "cpu")
     model, tokens = Logits(loaded.model.requires_grad_(False)).eval(), loaded.encode(PROMPT)
-    return Graphs(
-        dynamo_graph(model, [tokens])[0], post_grad_graph(model, [tokens])[0], export_graph(model, [tokens])[1]
-    )
+    dynamo, post_grad = dynamo_graph(model, [tokens])[0], post_grad_graph(model, [tokens])[0]
+    return Graphs(dynamo, post_grad, export_graph(model, [tokens])[1], _fx_patterns(loaded.model))
+
+
+def _fx_patterns(model: Any) -> dict[str, fx.Graph]:
+    """FX knows no spelling but the pattern's own, so its patterns are captured from the model's own modules."""
+    layer = model.model.layers[0]
+    site = nn.Sequential(layer.post_attention_layernorm, layer.mlp).eval()
+    x = torch.randn(1, 5, model.config.hidden_size)
+    found = {"dynamo": dynamo_graph(site, [x])[0], "export": export_graph(site, [x])[1]}
+    names = [f"capture_{i}" for i in range(len(list(site.parameters())) + 1)]
+    return {level: fx_arm.with_open_eps(gm, names, model.config.rms_norm_eps) for level, gm in found.items()}
 
 
 def measure_smollm2(*, repeats: int = 15, cap: float = 60.0) -> list[Sized]:
     """Every arm, interleaved."""
     given = graphs()
-    spec = fx_arm.Spec("early", torch.float32, False)
-    matchers = {level: fx_arm.SubgraphMatcher(fx_arm.pattern_of(spec, level)) for level in ("dynamo", "export")}
+    matchers = {level: SubgraphMatcher(pattern) for level, pattern in given.patterns.items()}
     one = [inductor.Spec("early", torch.float32, 3, False, None)]
     search = inductor.build_pass(one)
 

@@ -64,7 +64,9 @@ def _words(outcome: Outcome, case: Case) -> str:
 
 
 def show_times(results: Sequence[Sized]) -> None:
-    table = Table(title="Match time, medians of interleaved calls: milliseconds, and for 1,000 nodes of the arm's own graph")
+    table = Table(
+        title="Match time, medians of interleaved calls: milliseconds, and for 1,000 nodes of the arm's own graph"
+    )
     sizes = list(dict.fromkeys(r.size for r in results))
     table.add_column("matcher")
     for size in sizes:

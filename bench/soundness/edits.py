@@ -21,7 +21,7 @@ def aimed(aim: Aim, rng: random.Random, recorded: Recorded, b: Builder, captures
     """Apply what makes a program need one safeguard."""
     if aim.edit:
         EDITS[aim.edit][0](rng, recorded, b, captures)
-    elif aim.templates and aim.wrap:
+    if aim.templates and aim.wrap:
         _wrap(rng, recorded, captures, rng.choice(aim.templates))
     elif aim.templates:
         for op in recorded.ops:
@@ -358,3 +358,37 @@ def write_between_casts(rng: random.Random, recorded: Recorded, b: Builder, capt
             write = Op(again.key + 1, "run", op.args[:1], rng.choice(("{0}.mul_(2)", "{0} += 1")))
             recorded.ops[place:place] = [write, again]
             readers[-1].args = [Ref(again.key) if a == Ref(op.key) else a for a in readers[-1].args]
+
+
+@_edit(0.3)
+def narrow_weight(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """A matrix becomes one of a single column."""
+    weights = [c for c in captures if captures[c][0] == "p" and b.env[captures[c]].dim() == 2]
+    for name in weights:
+        value = b.env[captures[name]]
+        captures[name] = b.weight((value.shape[0], 1), value.dtype)
+
+
+@_edit(1)
+def stale_copy(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """The piece reads a copy of an operand, which is written after the copy was made."""
+    inputs = [c for c in captures if captures[c][0] in "xt"]
+    if not inputs:
+        return
+    old = Ref(rng.choice(inputs))
+    copy = Op(_fresh(recorded), "", [old], rng.choice(("{0}.clone()", "{0}.clone()", "{0} * 1", "{0}.contiguous()")))
+    written = old if rng.random() < 0.7 else Ref(copy.key)
+    write = Op(copy.key + 1, "run", [written], rng.choice(("{0}.mul_(2)", "{0} += 1", "{0}.zero_()", "{0}[..., 0] = 1.0")))
+    for op in recorded.ops:
+        op.args = [Ref(copy.key) if a == old else a for a in op.args]
+    place = 0 if rng.random() < 0.7 else rng.randrange(len(recorded.ops))
+    recorded.ops[place:place] = [write]
+    recorded.ops.insert(0, copy)
+
+
+@_edit(0.3)
+def batch_of_weights(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """A matrix that is an input becomes a batch of matrices."""
+    for name in [c for c in captures if captures[c][0] == "x" and b.env[captures[c]].dim() == 2]:
+        value = b.env[captures[name]]
+        captures[name] = b.operand((rng.choice((1, 2, 3)), *value.shape), value.dtype)

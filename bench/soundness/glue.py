@@ -9,14 +9,15 @@ import torch
 from bench.soundness.builder import Builder
 from bench.soundness.mistakes import FALSE_IDENTITIES, IDENTITIES, MUTATIONS
 
-UNARY = (
-    "F.relu({0})", "{0} * 0.5", "torch.tanh({0})", "{0}.float()", "{0}.to(torch.bfloat16)", "{0}.half()", "F.silu({0})",
-    "F.softmax({0}, dim=-1)", "{0}.sigmoid()", "F.layer_norm({0}, {0}.shape[-1:])", "{0}.transpose(-1, -2)", "{0}.abs()",
-    "{0}.reshape(-1, {0}.shape[-1])", "{0}.mean(-1, keepdim=True)", "{0}.chunk(2, -1)[0]", "{0}[..., :1]", "{0}.sum(0)",
-    "F.dropout({0}, 0.1)", "F.rms_norm({0}, {0}.shape[-1:])", "torch.cat(({0}, {0}), -1)", "{0}.pow(2)", "{0} + 1.0",
-    "torch.zeros_like({0})", "{0} * torch.rsqrt({0}.pow(2).mean(-1, keepdim=True) + 1e-6)", "{0}.unsqueeze(0)",
+UNARY: tuple[str, ...] = (
+    "F.relu({0})", "{0} * 0.5", "torch.tanh({0})", "{0}.float()", "{0}.to(torch.bfloat16)", "{0}.half()",
+    "F.silu({0})", "F.softmax({0}, dim=-1)", "{0}.sigmoid()", "F.layer_norm({0}, {0}.shape[-1:])",
+    "{0}.transpose(-1, -2)", "{0}.abs()", "{0}.reshape(-1, {0}.shape[-1])", "{0}.mean(-1, keepdim=True)",
+    "{0}.chunk(2, -1)[0]", "{0}[..., :1]", "{0}.sum(0)", "F.dropout({0}, 0.1)", "F.rms_norm({0}, {0}.shape[-1:])",
+    "torch.cat(({0}, {0}), -1)", "{0}.pow(2)", "{0} + 1.0", "torch.zeros_like({0})",
+    "{0} * torch.rsqrt({0}.pow(2).mean(-1, keepdim=True) + 1e-6)", "{0}.unsqueeze(0)",
 )  # fmt: skip
-BINARY = (
+BINARY: tuple[str, ...] = (
     "{0} + {1}", "{0} * {1}", "{0} - {1}", "{1} + {0}", "F.silu({0}) * {1}", "torch.where({0} > 0, {0}, {1})",
     "torch.lerp({0}, {1}, 0.5)", "{0} * torch.sigmoid({1})", "torch.cat(({0}, {1}), -1)", "torch.stack(({0}, {1}))",
 )  # fmt: skip

@@ -164,7 +164,7 @@ def two_inputs(x: Any = Input(..., D), y: Any = Input(..., D), p: Any = Param(D)
 
 @pattern("fuzz_slice")
 def sliced(x: Any = Input(..., N + 2), y: Any = Input(..., N)) -> Any:
-    return torch.sigmoid(x[..., 2:]) * y
+    return torch.sigmoid(x[..., 2:]).mean(-1, keepdim=True) * y
 
 
 @pattern("fuzz_functional_norm")
@@ -191,12 +191,34 @@ def scale(x: Any = Input(..., D), w: Any = Param(D)) -> Any:
 
 @pattern("fuzz_offset_scale")
 def offset_scale(x: Any = Input(..., D), w: Any = Param(D), s: Any = Input()) -> Any:
-    return x.float() * (w.float() + s)
+    return x.float() * (w.float() + s.float())
+
+
+@pattern("fuzz_shifted_weight")
+def shifted_weight(x: Any = Input(..., D), w: Any = Param(D), s: Any = Input()) -> Any:
+    return x.float() * (w + s)
+
+
+@pattern("fuzz_any_weight")
+def any_weight(x: Any = Input(..., D), w: Any = Input(..., N, D)) -> Any:
+    """A weight that may be computed."""
+    return torch.exp(F.linear(x, w))
 
 
 @pattern("fuzz_weighted")
 def weighted(x: Any = Input(..., D), w: Any = Param(D)) -> Any:
     return torch.sigmoid((w * x).float())
+
+
+@pattern("fuzz_formula")
+def formula(x: Any = Input(..., D)) -> Any:
+    """An activation written step by step: in a low precision another function than the op."""
+    return torch.tanh(x * torch.sigmoid(x))
+
+
+@pattern("fuzz_functional_layer_norm")
+def functional_layer_norm(x: Any = Input(..., D), w: Any = Param(D), h: Any = Param(D), eps: Any = Scalar(float)) -> Any:
+    return torch.tanh(F.layer_norm(x, w.shape, w, h, eps))
 
 
 @pattern("fuzz_same_twice")
@@ -211,10 +233,11 @@ def same_twice(x: Any = Input(..., D), y: Any = Input(..., D)) -> Any:
 
 @kernel(biases_in_pairs, name="paired", backward="autograd")
 def paired(x: Any, p: Any, q: Any, a: Any, b: Any) -> Any:
-    """Right where the constraint holds, and only there."""
+    """Right where the constraint holds and ``a`` has the size that the pattern declares, and only there."""
     if a is None:
         return torch.sigmoid(F.linear(x, p)) + F.linear(x, q)
-    return torch.sigmoid(F.linear(x, p, a)) + F.linear(x, q, a if b is None else b)
+    row = F.pad(a, (0, p.shape[0] - a.shape[0]))
+    return torch.sigmoid(F.linear(x, p, row)) + F.linear(x, q, row if b is None else b)
 
 
 @kernel(scale, name="padded", backward="autograd")

@@ -133,6 +133,9 @@ def _known(name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], ke
     if name == "rms_norm" and len(args) + len(kwargs) == 4:
         given = [*args, *kwargs.values()]
         return name, [given[0], given[2], given[3]]
+    if name == "layer_norm" and len(args) + len(kwargs) == 5:
+        given = [*args, *kwargs.values()]
+        return name, [given[0], *given[2:]]
     if name == "unflatten" and args[1:] == [-1, (-1, 2)]:
         return "split_heads", args[:1]
     if name == "repeat_interleave" and args[1:] == [2] and kwargs.get("dim") == -2:

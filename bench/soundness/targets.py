@@ -48,7 +48,7 @@ TARGETS: dict[str, Aim] = {
     "equal_parts_of_slice": Aim(
         ("fuzz_packed_glu",), "first_half", ("{0}[..., 1 : 1 + {0}.shape[-1] // 2]",), captures="aten"
     ),
-    "same_border": Aim(("fuzz_slice",), "slice_from_2", ("{0}[..., 2:3]",)),
+    "same_border": Aim(("fuzz_slice",), "slice_from_2", ("{0}[..., 2:5]", "{0}[..., 2:-1]")),
     "exponent": Aim(NORMS, "square", ("{0}.pow(3)", "{0} ** 4", "{0}.pow(1)")),
     "gate.binding": Aim(("fuzz_each", "fuzz_low_only"), edit="other_operand"),
     "gate.constraint": Aim(("fuzz_biases_in_pairs",)),
@@ -63,59 +63,58 @@ TARGETS: dict[str, Aim] = {
     "match.same": Aim((*LINEARS, "fuzz_each", "fuzz_rotary", *NORMS), edit="other_operand"),
     "match.size": Aim(("fuzz_scale",), edit="short_weight"),
     "matrix_weight": Aim(
-        LINEARS, "linear", ("{0} @ {1}[None].transpose(-1, -2)", "{0} @ {1}.expand(2, -1, -1).transpose(-1, -2)"),
-        square=True, lead=2, behind=("match.size",),
+        ("fuzz_any_weight",), "linear", ("{0} @ {1}.transpose(-1, -2)",), edit="batch_of_weights", lead=0
     ),
     "bias_is_a_row": Aim(
-        ("fuzz_biased_siblings", "fuzz_biases_in_pairs"), "linear_bias", ("F.linear({0}, {1}) + {1}",), dtype=FP32,
-        square=True, lead=1, behind=("match.size",),
+        ("fuzz_biases_in_pairs",), "linear_bias", ("F.linear({0}, {1}) + {2}",), edit="short_weight", dtype=FP32,
+        behind=("match.size",),
     ),
     "one_dimension": Aim(
         ("fuzz_functional_norm",), "rms_norm", ("F.rms_norm({0}, {0}.shape[-2:], None, {2}) * {1}",), dtype=FP32, lead=2
     ),
     "one_plus": Aim(("fuzz_nested_choice",), "silu", ("{0} / (2 + torch.exp(-{0}))",), dtype=FP32),
-    "one_weight": Aim(LINEARS, "linear", ("torch.bmm({0}, {1}.t().expand({0}.shape[0], -1, -1))",), captures="aten", lead=2),
+    "one_weight": Aim(
+        LINEARS, "linear", ("torch.bmm({0}, {1}.t().expand({0}.shape[0], {0}.shape[-1], -1))",), edit="narrow_weight",
+        captures="aten", lead=2, behind=("match.size",),
+    ),
+    "match.wide": Aim(("fuzz_formula",), "mul", ("F.silu({0})",), dtype=BF16),
+    "uncorrected": Aim(("fuzz_functional_layer_norm",), "layer_norm", MISTAKES["layer_norm"][:1], dtype=FP32),
     "only_the_last": Aim(
         ("fuzz_heads",), "split_heads", ("{0}.reshape(-1, {0}.shape[0], 2)", "{0}.reshape({0}.shape[0] * 2, -1, 2)"),
-        behind=_TYPE,
+        behind=("same-type", "same-strides"),
     ),
     "operands-kept": Aim(("fuzz_each",), careless=True),
     "same-memory": Aim(("fuzz_same_twice",), careless=True),
     "same-strides": Aim(("fuzz_scale",), careless=True),
     "same-type": Aim(("fuzz_low_only",), careless=True),
     "power_of_two": Aim(("fuzz_masked_softmax", "fuzz_attention"), "mul", ("{0} / 3.0", "{0} / 7.0"), dtype=FP32),
-    "promotes_alone": Aim(("fuzz_offset_scale",), edit="number_beside", dtype=BF16),
-    "widening_is_exact": Aim(("fuzz_weighted",), "mul", ("{0}.to(torch.bfloat16) * {1}",), dtype=BF16, mixed=True),
-    "reads_stay": Aim(NORMS, edit="write_inside", behind=("gate.mutation",), dtype=FP32),
+    "promotes_alone": Aim(("fuzz_shifted_weight",), "add", ("{0}.float() + {1}",), edit="number_beside", dtype=BF16),
+    "widening_is_exact": Aim(("fuzz_weighted",), "mul", ("({0}.to(torch.bfloat16) * {1}).float()",), dtype=BF16, mixed=True),
+    "reads_stay": Aim(NORMS, edit="write_inside", behind=("gate.mutation", "gate.external_use"), dtype=FP32),
     "repeated": Aim(
-        ("fuzz_grouped",), "repeat", ("{0}[:, None].expand(-1, 2, -1, -1).reshape({0}.shape[0], -1, {0}.shape[-1])",)
+        ("fuzz_grouped",), "repeat", ("{0}[:, :, None].expand(-1, -1, 2, -1).reshape(-1, {0}.shape[1], {0}.shape[-1])",),
+        behind=_TYPE,
     ),
     "rounded_once": Aim(("fuzz_nested_choice",), "silu", ("{0} * torch.sigmoid({0})",), dtype=BF16),
     "same_dimensions": Aim(("fuzz_attention",), "transpose_last", ("{0}.T",), square=True, lead=2),
     "same_dtype": Aim((), "", ("{0}.to(torch.bfloat16)", "{0}.to(torch.float16).to({0}.dtype)"), wrap=True, dtype=FP32),
     "same_dtype_back": Aim(
-        ("fuzz_nested_choice",), "silu", ("F.silu({0}.float()).to(torch.float16)",), captures="aten", dtype=BF16
+        ("fuzz_nested_choice",), "silu", ("F.silu({0}.float()).to(torch.float16)",), captures="aten", dtype=BF16,
+        behind=_TYPE,
     ),
     "widened_to_fp32": Aim(
         ("fuzz_nested_choice",), "silu", ("F.silu({0}.to(torch.float16)).to({0}.dtype)",), captures="aten", dtype=BF16
     ),
-    "same_labels": Aim(
-        LINEARS, "linear", ('torch.einsum("ij,kj->ki", {0}, {1})', 'torch.einsum("bij,bkj->kib", {0}, {1})'), square=True,
-        lead=1,
-    ),
-    "same_later": Aim((), edit="write_alias_between"),
+    "same_labels": Aim(LINEARS, "linear", ('torch.einsum("bij,kj->ibk", {0}, {1})',), square=True, lead=2),
+    "same_later": Aim((), edit="stale_copy"),
     "same_operand": Aim(
-        ("fuzz_nested_choice",), "silu", ("{0} * torch.sigmoid({0}.flip(-1))", "{0}.flip(-1) * {0}.sigmoid()"), dtype=FP32
+        ("fuzz_nested_choice",), "silu", ("{0} * torch.sigmoid(torch.full({0}.shape, 0.5))",), dtype=FP32
     ),
-    "same_reduction": Aim(
-        ("fuzz_masked_softmax",), "softmax",
-        ("torch.exp({0} - {0}.amax(-1, keepdim=True)) / torch.exp({0} - {0}.amax(-1, keepdim=True)).sum(-2, keepdim=True)",),
-        dtype=FP32, square=True, captures="any",
-    ),
+    "same_reduction": Aim(("fuzz_masked_softmax",), "softmax", (MISTAKES["softmax"][1],), dtype=FP32, square=True, captures="any"),
     "same_shape": Aim(NORMS, "mean", ("{0}.reshape(1, -1).mean(-1, keepdim=True)",), dtype=FP32, lead=1),
     "times_one": Aim((), "", ("{0} * 2", "{0} / 4", "0.5 * {0}"), wrap=True),
     "unwritten_twin": Aim(NORMS, edit="write_between_casts", dtype=BF16, behind=("gate.mutation",)),
-    "weight_transposed": Aim(
+    "batch_weight_transposed": Aim(
         LINEARS, "linear", ("torch.bmm({0}, {1}.expand({0}.shape[0], -1, -1))",), captures="aten", square=True, lead=2
     ),
     "whole_slice": Aim(("fuzz_each", "fuzz_add_norm", "fuzz_rotary"), "", ("{0}[:1]", "{0}[..., :1]"), wrap=True),

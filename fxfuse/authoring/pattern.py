@@ -103,6 +103,21 @@ class Pattern:
 
         return [s.match for s in select(find_sites(View(gm.graph), self)) if s.match is not None and s.reason is None]
 
+    def explain(self, gm: Any, at: Any = None) -> Any:
+        """Why this pattern is, or is not, in a graph: a report of its matches and near misses, as a compile has them.
+
+        Args:
+            gm: an ``fx.GraphModule`` or ``torch.export.ExportedProgram``.
+            at: a node of it, a node's name, or a module's path; then only what is there, and if nothing is nearly the
+                pattern, how far it got.
+
+        Raises:
+            OptionError: the graph has no such node or module.
+        """
+        from fxfuse.explaining import explain_pattern  # reports and the matcher read patterns; the author asks here
+
+        return explain_pattern(self, gm, at)
+
     def __copy__(self) -> Pattern:
         return self
 

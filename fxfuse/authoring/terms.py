@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from fxfuse.authoring.captures import Capture, is_many
 
 
@@ -46,7 +48,8 @@ class CaptureTerm(Term):
 class OpTerm(Term):
     """A canonical op. ``args`` maps argument names to terms, :class:`DtypeTerm`, literals, or tuples of these.
 
-    ``wide``: what the author wrote is this op in fp32 and wider only.
+    ``wide``: what the author wrote is this op in fp32 and wider only. ``result``: the dtype that the result must have,
+    where a cast to it was left out because promotion makes it.
     """
 
     op: str
@@ -54,6 +57,7 @@ class OpTerm(Term):
     commutative: bool = False
     distinctive: bool = False
     wide: bool = False
+    result: torch.dtype | None = None
 
     def children(self) -> Iterator[Term]:
         for arg in self.args.values():

@@ -34,6 +34,7 @@ from fxfuse.authoring.terms import (
 from fxfuse.errors import PatternError
 from fxfuse.view import DtypeOf, Leaf, LeafKind, Value, View
 from fxfuse.view.ops import REQUIRED, SPECS
+from fxfuse.view.rules.casts import PROMOTED
 
 MOST_OPTIONAL = 4
 """Optional captures on whose absence a reference may branch: each doubles the forms that are searched for."""
@@ -380,7 +381,8 @@ class _Terms:
                     f"where an optional capture is absent; ask `is not None` first, or write both forms with one_of."
                 )
         commutative = spec.commutative and args.keys() <= {"input", "other"}  # x + alpha * y is not y + alpha * x
-        return OpTerm(line, value.op, args, commutative, spec.distinctive, wide)
+        result = value.dtype if PROMOTED in value.steps else None
+        return OpTerm(line, value.op, args, commutative, spec.distinctive, wide, result)
 
     def _set_flags(self, graph: TermGraph) -> None:
         alive = set(graph.order)

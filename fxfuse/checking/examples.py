@@ -12,6 +12,7 @@ from torch import fx, nn
 from fxfuse import compat
 from fxfuse.authoring import Pattern
 from fxfuse.authoring.captures import is_param
+from fxfuse.authoring.sizes import dims_in
 from fxfuse.checking.failures import CheckError
 from fxfuse.checking.running import call, tensors_in
 from fxfuse.checking.sizing import Sizing, size_for
@@ -140,6 +141,8 @@ class Example:
         tensors = self.tensors()
         module = self.module(tensors)
         inputs = [tensors[str(n.target)] for n in module.graph.find_nodes(op="placeholder")]
+        if self.symbolic:
+            self._fix_sizes(tensors)
         if grad:
             inputs = [i.requires_grad_() if i.is_floating_point() else i for i in inputs]
         seen: list[tuple[fx.GraphModule, tuple[Any, ...]]] = []
@@ -161,6 +164,17 @@ class Example:
         gm, live = seen[0]
         known = {id(tensor): name for name, tensor in tensors.items()}
         return Captured(gm, live, tuple(known.get(id(a)) if isinstance(a, torch.Tensor) else None for a in live))
+
+    def _fix_sizes(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep those sizes of inputs static that parameters decide, as they are in models."""
+        captures: dict[str, Any] = dict(self.pattern.captures)
+        inputs = [n for n in self.way.tensors if not is_param(captures[n]) or n in self.as_inputs]
+        fixed = {d for n in self.way.tensors if n not in inputs for size in captures[n].dims for d in dims_in(size)}
+        for name in inputs:
+            for place, size in enumerate(reversed(captures[name].dims), start=1):
+                if fixed.issuperset(dims_in(size)) and size is not ...:
+                    for element in self.way.elements(name):
+                        compat.mark_static(tensors[element], tensors[element].dim() - place)
 
     def draw(self) -> Captured:
         """The same graph without Dynamo, which takes a tenth of a second: with static sizes, dtypes written out."""

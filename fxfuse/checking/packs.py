@@ -69,6 +69,7 @@ def _of_file(path: str) -> dict[str, Pattern]:
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(name)
     sys.modules[name] = module  # so that what it defines can be found by its module's name
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # as for `python file.py`
     try:
         spec.loader.exec_module(module)
     except FxfuseError:
@@ -76,10 +77,11 @@ def _of_file(path: str) -> dict[str, Pattern]:
     except Exception as error:
         raise UnknownTarget(f"{path!r} cannot be loaded: {type(error).__name__}: {error}") from error
     finally:
+        sys.path.pop(0)
         if before is not None:
             sys.modules[name] = before
     found = {value.name: value for value in vars(module).values() if isinstance(value, Pattern)}
-    own = {n: p for n, p in found.items() if p.function.__module__ == name}
-    if not own:
+    if not found:
         raise UnknownTarget(f"{path!r} defines no pattern; one is made by @fxfuse.pattern(...).")
-    return own
+    own = {n: p for n, p in found.items() if p.function.__module__ == name}
+    return own or found  # a file of kernels imports the patterns that they are for

@@ -69,7 +69,7 @@ class Kernels:
             if seeds:
                 self._numbers(example, captured, name, fused, seeds)
             if gradients:
-                self._gradients(example, captured, name)
+                self._gradients(example, captured, name, max(seeds, SEEDS))
 
     def check_resized(self, example: Example, captured: Captured) -> None:
         """Run what was made with symbolic sizes at those of ``example``: a kernel may not have fixed any of them."""
@@ -176,7 +176,7 @@ class Kernels:
 
     # --- gradients --------------------------------------------------------------------------------------------------
 
-    def _gradients(self, example: Example, captured: Captured, name: str) -> None:
+    def _gradients(self, example: Example, captured: Captured, name: str, seeds: int) -> None:
         """The gradients of every floating-point argument, against autograd of the reference and of float64."""
         kernel = kernels_for(example.pattern).get(name)
         if kernel is not None and kernel.backward is None:
@@ -186,7 +186,7 @@ class Kernels:
         if fused is None:
             return
         found = []
-        for i in range(2):
+        for i in range(seeds):
             arguments = captured.arguments(example.tensors(self.seed + i))
             try:
                 eager = _gradients(captured.gm, arguments, self.seed)

@@ -189,7 +189,7 @@ class _Run:
         self.result.mutants.failures += found.failures
 
     def _shapes(self, way: Way, turn: int) -> None:
-        """Kernels in every dtype, at other ranks and sizes, with operands of several dtypes or strides, and broadcast."""
+        """Kernels in every dtype, at other ranks and sizes, on mixed dtypes, other strides and broadcast operands."""
         dtypes = self._low_first(way)
         every = (example(way, dtype, seed=self.seed) for dtype in dtypes)
         for one in (*every, *self._odd(way, dtypes[turn % len(dtypes)])):

@@ -11,6 +11,7 @@ from fxfuse.kernels.registry import (
     kernels_for,
     named,
     reference,
+    why_none,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "kernels_for",
     "named",
     "reference",
+    "why_none",
 ]

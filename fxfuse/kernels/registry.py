@@ -7,6 +7,7 @@ present at a site cannot serve that site.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -326,6 +327,27 @@ def choose(pattern: Pattern, facts: SiteFacts, *, derived: bool) -> tuple[Kernel
             problem = "derives weights" if made.derive else "derives no weights"
         refused.append(f"{made.name} {problem}")
     return None, "; ".join(refused) or f"no kernel is registered for {pattern.name}"
+
+
+def why_none(pattern: Pattern, facts: SiteFacts, why: str) -> tuple[str, str]:
+    """The reason code of a site that :func:`choose` has no kernel for, and its sentence; ``why`` is what it said.
+
+    COST: a kernel can run here, and nobody has measured that it wins. REQUIRES_GRAD: one could, did it have a backward.
+    NO_KERNEL: none can.
+    """
+    able = [made.name for made, problem in candidates(pattern, facts) if problem is None and not made.default]
+    if able:
+        name = f"kernels={{{pattern.name!r}: {able[0]!r}}}"
+        return "COST", f"not measured on this device: {', '.join(able)} can run here when named, {name}"
+    if facts.needs_grad:
+        without = candidates(pattern, dataclasses.replace(facts, needs_grad=False))
+        able = [made.name for made, problem in without if problem is None]
+        if able:
+            return (
+                "REQUIRES_GRAD",
+                f"what goes in requires grad, and no kernel for it has a backward: {', '.join(able)}",
+            )
+    return "NO_KERNEL", why
 
 
 def named(pattern: Pattern, names: Sequence[str], facts: SiteFacts) -> tuple[Kernel | None, str]:

@@ -6,6 +6,7 @@ and the comparison goes on around it. That two places hold one value is for the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fxfuse.authoring.captures import is_optional, is_param, is_scalar
@@ -18,11 +19,21 @@ from fxfuse.view.ops import SPECS
 _BUDGET = 2_000
 """How many comparisons one place may cost; by far enough where anything fits."""
 
+MOST_READERS = 16
+"""How many readers of one value are looked at: in every place alike, so that a graph of any size takes linear time."""
+
 SWAPPED = {"input": "other", "other": "input"}
 
 
+Places = tuple[tuple[Term, Any], ...]
+"""Which value (or constant) is which term."""
+
+
 class Hole(NamedTuple):
-    """A difference, cheap to make since most are thrown away; the fields are those of :class:`Failure`."""
+    """A difference, cheap to make since most are thrown away; the fields are those of :class:`Failure`.
+
+    ``upward``: what reads a part of the pattern differs, not what a part of it is made of.
+    """
 
     code: str
     term: Term
@@ -30,6 +41,7 @@ class Hole(NamedTuple):
     expected: Any = None
     found: Any = None
     between: bool = False
+    upward: bool = False
 
     def failure(self) -> Failure:
         expected = self.expected
@@ -49,7 +61,7 @@ class Fit(NamedTuple):
     seen: int = 0
     holes: tuple[Hole, ...] = ()
     choices: tuple[tuple[str, str], ...] = ()
-    places: tuple[tuple[Term, Any], ...] = ()
+    places: Places = ()
 
     def add(self, other: Fit) -> Fit:
         return Fit(
@@ -221,3 +233,19 @@ def first_op(term: Term) -> str:
     while isinstance(term, ChoiceTerm) or (isinstance(term, OpTerm) and term.op == "cast"):
         term = next(iter(term.alternatives.values())) if isinstance(term, ChoiceTerm) else term.args["input"]
     return term.op if isinstance(term, OpTerm) else str(term)
+
+
+def is_a_view(value: Value) -> bool:
+    """Whether it computes nothing, so that no operation of a pattern can be meant."""
+    spec = SPECS.get(value.op)
+    return spec is not None and spec.alias
+
+
+def spellings(term: Term) -> Iterator[Term]:
+    """The term, and what may stand for it: a choice's alternatives, what a cast casts."""
+    yield term
+    if isinstance(term, ChoiceTerm):
+        for alternative in term.alternatives.values():
+            yield from spellings(alternative)
+    elif isinstance(term, OpTerm) and term.op == "cast":
+        yield from spellings(term.args["input"])

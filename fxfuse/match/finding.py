@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torch import fx
 
 from fxfuse.authoring import Pattern
 from fxfuse.authoring.terms import ChoiceTerm, OpTerm
-from fxfuse.match.comparing import Fit
+from fxfuse.match.comparing import Fit, Places
 from fxfuse.match.feasible import Feasible
 from fxfuse.match.gates import gate
 from fxfuse.match.matching import Match
@@ -119,7 +119,7 @@ def place_around(view: View, pattern: Pattern, values: Iterable[Value]) -> Found
         probe = Probe(view, form)
         terms = list(probe.compare.bits)
         ops = {t.op for t in terms}
-        scored += [_place(probe, value, None, terms) for value in values if value.op in ops]
+        scored += [_place(probe, value, None, terms, over=0) for value in values if value.op in ops]
     return _told(view, pattern, max(scored, key=lambda p: p.rank)) if scored else None
 
 
@@ -141,6 +141,7 @@ def _apart(places: Sequence[Place]) -> list[Place]:
         if id(place.seed) not in held:
             kept.append(place)
             held.update(id(value) for term, value in place.fit.places if isinstance(term, OpTerm))
+            held.update(id(hole.operand) for hole in place.fit.holes)
     return kept
 
 
@@ -158,10 +159,10 @@ def _from_other_ops(view: View, pattern: Pattern, probe: Probe, covered: set[fx.
         place = _place(probe, value, None, terms, over=1)
         missing = place.total - place.matched
         if place.matched >= NEARLY * place.total and (missing <= 1 or len(place.fit.holes) == 1):
-            told = _told(view, pattern, place)
-            if covered.isdisjoint(told.nodes):
-                found.append(told)
-                covered.update(told.nodes)
+            nodes = set(_nodes(place))
+            if covered.isdisjoint(nodes):
+                found.append(_told(view, pattern, place))
+                covered |= nodes
     return found
 
 
@@ -177,6 +178,13 @@ def _place(probe: Probe, seed: Value, search: Search | None, terms: Sequence[OpT
     return Place(seed, probe, search, fit, matched, max(probe.operations(_choices(fit)), matched))
 
 
+def _nodes(place: Place) -> Iterator[fx.Node]:
+    yield from place.seed.nodes
+    for term, value in place.fit.places:
+        if isinstance(term, OpTerm):
+            yield from value.nodes
+
+
 def _choices(fit: Fit) -> dict[str, str]:
     return dict(reversed(fit.choices))
 
@@ -188,13 +196,15 @@ def _told(view: View, pattern: Pattern, place: Place) -> Found:
     failures = _of_search(place.search)
     first, *rest = _reasons(place, fit, outside, failures)
     choices = {**_choices(fit), **dict(first.variant)}
+    asked = fit.places
     if isinstance(first.term, ChoiceTerm) and first.code == "ALTERNATIVES":
         choices.pop(first.term.name, None)
+        others = ((t, v) for t, v in asked if not (isinstance(t, ChoiceTerm) and t.name == first.term.name))
+        asked = ((first.term, first.operand), *others)
     matched = max(fit.matched, place.matched)
-    reason = replace(first, progress=matched, also=tuple(rest[:_MOST]), tried=_tried(probe, fit, choices, failures))
+    reason = replace(first, progress=matched, also=tuple(rest[:_MOST]), tried=_tried(probe, asked, choices, failures))
     order = view.effects.order
-    values = (place.seed, *(value for term, value in fit.places if isinstance(term, OpTerm)))
-    nodes = tuple(sorted({n for v in values for n in v.nodes}, key=order.__getitem__))
+    nodes = tuple(sorted(set(_nodes(place._replace(fit=fit))), key=order.__getitem__))
     variant = {name: choices[name] for name in pattern.choices if name in choices}
     return Found(pattern, place.seed, None, reason, nodes, variant, matched, max(probe.operations(choices), matched))
 
@@ -227,12 +237,15 @@ def _of_search(search: Search | None) -> list[Failure]:
 
 
 def _once(failures: Iterable[Failure]) -> list[Failure]:
-    return list({(f.code, id(f.term), id(f.operand)): f for f in reversed(list(failures))}.values())[::-1]
+    found: dict[tuple[str, int, int], Failure] = {}
+    for failure in failures:
+        found.setdefault((failure.code, id(failure.term), id(failure.operand)), failure)
+    return list(found.values())
 
 
-def _tried(probe: Probe, fit: Fit, choices: dict[str, str], failures: list[Failure]) -> tuple[Attempt, ...]:
+def _tried(probe: Probe, places: Places, choices: dict[str, str], failures: list[Failure]) -> tuple[Attempt, ...]:
     """The alternatives that were not taken: what is missing of each, or what else the search met there."""
-    missing = probe.attempts(fit.places, choices)
+    missing = probe.attempts(places, choices)
     known = {(a.choice, a.label) for a in missing}
     for failure in failures:
         for name, label in failure.variant:

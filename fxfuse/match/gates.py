@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from fxfuse.authoring.captures import is_scalar
 from fxfuse.authoring.terms import OpTerm
 from fxfuse.compat import ambient_autocast, is_functorch_wrapped_tensor
 from fxfuse.match.matching import ConstraintFailed, Match
@@ -141,7 +140,8 @@ def _one_device(match: Match) -> Failure | None:
     devices: dict[str, str] = {}
     for name, captured in match.captures.items():
         for value in captured if isinstance(captured, tuple) else (captured,):
-            if isinstance(value, Value) and value.device is not None and not is_scalar(match.pattern.captures[name]):
+            is_tensor = isinstance(value, Value) and isinstance(value.meta, torch.Tensor)
+            if is_tensor and value.device is not None:
                 devices.setdefault(str(value.device), name)
     if len(devices) > 1:
         where = " and ".join(f"{name} on {device}" for device, name in devices.items())

@@ -142,6 +142,10 @@ class Match:
         except KeyError:
             raise AttributeError(f"pattern {self.pattern.name!r} captures no {name!r}") from None
 
+    def __repr__(self) -> str:
+        variant = "".join(f" {name}={label}" for name, label in self.variant.items())
+        return f"<match of {self.pattern.name!r} at {', '.join(map(str, self.outputs))}{variant}>"
+
     def require(self, condition: bool, message: str, at: Any = None) -> None:
         """Refuse this match, with the message as its reason (code CONSTRAINT), unless the condition holds."""
         if not condition:

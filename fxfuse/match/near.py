@@ -9,24 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from torch import fx
-
 from fxfuse.authoring.terms import ChoiceTerm, ManyTerm, OpTerm, Term, TermGraph
 from fxfuse.errors import listed
-from fxfuse.match.comparing import SWAPPED, Comparison, Fit, Hole, first_op
+from fxfuse.match.below import deepened
+from fxfuse.match.comparing import MOST_READERS, SWAPPED, Comparison, Fit, Hole, Places, is_a_view, spellings
 from fxfuse.match.reasons import Attempt, Failure
 from fxfuse.view import Value, View
-from fxfuse.view.ops import SPECS
-from fxfuse.view.view import operands_in
 
 _REACH = 16
 """How many values are looked at beyond a difference: an unknown op may be spelled as a formula of many."""
 _BETWEEN = 8
 """How many of them may stand in between."""
-_READERS = 16
-"""How many readers of one value are looked at: in every place alike, so that a graph of any size takes linear time."""
-_WHOLE = 3
-"""A part of a pattern counts as found again below a difference if it is whole, and of so many operations."""
+_FORKS = 3
+"""How many readers that fit alike are followed."""
 
 
 class _Way(NamedTuple):
@@ -46,6 +41,15 @@ class _Way(NamedTuple):
             return fit
         choices = tuple((choice.name, label) for choice, label in self.labels)
         return fit.add(Fit(choices=choices, places=tuple((choice, at) for choice, _ in self.labels)))
+
+
+class _Step(NamedTuple):
+    """``reader``, taken for ``parent``, reads ``source``."""
+
+    way: _Way
+    parent: OpTerm
+    reader: Value
+    source: Value
 
 
 class Probe:
@@ -116,7 +120,7 @@ class Probe:
             readers = self._readers(value)
             ends = [self.within_reach(above[r.op], r) for r in readers if r.op in above]
             ends += [self.within_reach(terms, r) for r in readers if r.op == "cast"]
-            if not ends and any(not _is_a_view(user) for user in self.view.users(value)[:1]):
+            if not ends and any(not is_a_view(user) for user in self.view.users(value)[:1]):
                 ends = [self.operations({})]
             known = self._reach_of[key] = max(ends, default=0) or max(map(self._own_operations, terms))
         return known
@@ -159,11 +163,12 @@ class Probe:
         reached = [
             way.choosing(fit, at).add(self._reading(parent, r, term, source)) for way, parent, r, source in steps
         ]
-        best = max(range(len(steps)), key=lambda i: reached[i].rank)
-        _, parent, reader, _ = steps[best]
-        return self._climb(parent, reader, reached[best], target, over, used)
+        top = max(f.rank for f in reached)
+        best = [i for i, f in enumerate(reached) if f.rank == top][:_FORKS]
+        ends = [self._climb(steps[i].parent, steps[i].reader, reached[i], target, over, used) for i in best]
+        return max(ends, key=lambda f: f.rank)
 
-    def _steps(self, at: Value, ways: list[_Way], used: frozenset[int]) -> list[tuple[_Way, OpTerm, Value, Value]]:
+    def _steps(self, at: Value, ways: list[_Way], used: frozenset[int]) -> list[_Step]:
         """Readers of a value that may be what the pattern has next, with what they read; those that lead on, if any.
 
         Of a norm's many readers most lead nowhere, and telling so is cheaper than comparing their operands.
@@ -172,10 +177,10 @@ class Probe:
         for source in (at, *(r for r in self._readers(at) if r.op == "cast" and r.known)):
             for reader in self._readers(source):
                 if reader.known and id(reader) not in used:
-                    steps += [(w, w.parent, reader, source) for w in ways if w.parent and w.parent.op == reader.op]
+                    steps += [_Step(w, w.parent, reader, source) for w in ways if w.parent and w.parent.op == reader.op]
         if len(steps) < 2:
             return steps
-        leading = [step for step in steps if self._leads_on(step[1], step[2])]
+        leading = [step for step in steps if self._leads_on(step.parent, step.reader)]
         return leading or steps[:1]
 
     def _leads_on(self, term: OpTerm, value: Value) -> bool:
@@ -192,8 +197,12 @@ class Probe:
         names = self.compare.leading_to(parent, term)
         orders: list[dict[str, str]] = [{}, SWAPPED] if parent.commutative else [{}]
         if source is not None:
-            reads = [{id(g) for n in names for g in self._given(reader, order.get(n, n))} for order in orders]
-            orders = [order for order, read in zip(orders, reads, strict=True) if id(source) in read] or orders[:1]
+            reads = [[g for n in names for g in self._given(reader, order.get(n, n))] for order in orders]
+            orders = [order for order, read in zip(orders, reads, strict=True) if any(g is source for g in read)]
+            if not orders:
+                bit, found = self.compare.bits[parent], next(iter(reads[0]), None)
+                hole = Hole("BINDING", parent, reader, source, found)
+                return Fit(bit, bit, (hole,), (), ((parent, reader),))
         return max((self.compare.operands(parent, reader, order, term) for order in orders), key=lambda f: f.rank)
 
     def _given(self, value: Value, name: str) -> tuple[Any, ...]:
@@ -205,14 +214,15 @@ class Probe:
     ) -> Fit:
         """The climb where no reader is what the pattern has: over what stands in between, or in its place."""
         nearest = next((user for user in self.view.users(at) if id(user) not in used), None)
-        stops = over == 0 or nearest is None or _is_a_view(nearest)
+        stops = over == 0 or nearest is None or is_a_view(nearest)
         beyond = self._beyond(at, used) if not stops else [nearest] if nearest is not None else []
         hole = self._missing(term, at, beyond, ways, bool(used))
-        short = fit.add(Fit(holes=(hole,)))
+        chosen = ((hole.term, hole.operand),) if isinstance(hole.term, ChoiceTerm) else ()
+        short = fit.add(Fit(holes=(hole,), places=chosen))
         if stops:
             return short
         ends = [short]
-        between = Hole("OP", hole.term, hole.operand, listed(_ops_of(ways)), beyond[0], between=True)
+        between = Hole("OP", hole.term, hole.operand, listed(_ops_of(ways)), beyond[0], between=True, upward=True)
         places: dict[int, Term] = {}
         for way in ways:
             assert way.parent is not None
@@ -235,22 +245,23 @@ class Probe:
         parents: list[OpTerm] = [way.parent for way in ways if way.parent is not None]
         choice = ways[0].choice if len(parents) > 1 else None
         operand = at if first is None else first
+        found = first or "no reader but the graph's output"
         if choice is not None and all(way.choice is choice for way in ways):
-            return Hole("ALTERNATIVES", choice, operand, None, first or "no reader but the graph's output")
+            return Hole("ALTERNATIVES", choice, operand, None, found, upward=True)
         wanted = listed(_ops_of(ways))
         if further:
-            return Hole("OP", parents[0], operand, f"a further {wanted} to read {at}", first or "none")
-        return Hole("OP", parents[0] if parents else term, operand, wanted, first or "no reader but the graph's output")
+            wanted, found = f"a further {wanted} to read {at}", first or "none"
+        return Hole("OP", parents[0] if parents else term, operand, wanted, found, upward=True)
 
     def _readers(self, value: Value) -> list[Value]:
-        return self.view.readers(value)[:_READERS]
+        return self.view.readers(value)[:MOST_READERS]
 
     def _beyond(self, at: Value, used: frozenset[int]) -> list[Value]:
         """What is computed from a value, nearest first."""
         found: dict[int, Value] = {}
         pending = [at]
         for value in pending:
-            for user in self.view.users(value)[:_READERS]:
+            for user in self.view.users(value)[:MOST_READERS]:
                 if id(user) not in found and id(user) not in used and len(found) < _REACH:
                     found[id(user)] = user
                     pending.append(user)
@@ -260,7 +271,7 @@ class Probe:
         """``fit`` extended to a further output, from what is found of it already."""
         under = self.form.under[root]
         held = {term: value for term, value in fit.places if isinstance(value, Value)}
-        if any(term in held for term in _spellings(root)):
+        if any(term in held for term in spellings(root)):
             return fit
         for term in reversed(self.form.order):
             if term in under and term in held and any(w.parent in under for w in self._ways_up(term)):
@@ -288,102 +299,28 @@ class Probe:
                 choice = above[0] if len(above) == 1 and isinstance(above[0], ChoiceTerm) else None
                 yield _Way(parent, labels, choice, parent)
 
-    # --- below a difference -----------------------------------------------------------------------------------------
-
     def deepen(self, fit: Fit) -> tuple[Fit, list[Failure]]:
         """``fit`` with what is found again below its differences, and who else reads that."""
-        holes: list[Hole] = []
-        outside: list[Failure] = []
-        for hole in fit.holes:
-            again = self._again(hole)
-            if again is None:
-                holes.append(hole)
-                continue
-            term, value, found, passed = again
-            fit = fit.add(found)
-            if term is hole.term:
-                name = f"{term.name} ({first_op(term)})" if isinstance(term, ChoiceTerm) else first_op(term)
-                hole = Hole("OP", term, hole.operand, name, hole.operand, between=True)
-            holes.append(hole)
-            outside += self._read_outside(term, value, {*passed, *_nodes(fit)})
-        return fit._replace(holes=tuple(holes)), outside
-
-    def _again(self, hole: Hole) -> tuple[Term, Value, Fit, list[fx.Node]] | None:
-        """What the hole should be, or else a part of it, found whole below what stands there; and what lies between."""
-        if hole.between or hole.code not in {"OP", "ALTERNATIVES"} or not isinstance(hole.operand, Value):
-            return None
-        below = self._underneath(hole.operand)
-        for term in (hole.term, *hole.term.children()):
-            for place, value in enumerate(below):
-                if not isinstance(term, OpTerm | ChoiceTerm):
-                    break
-                fit = self.compare.fit(term, value)
-                if not fit.holes and fit.matched >= _WHOLE:
-                    return term, value, fit, [n for v in (hole.operand, *below[:place]) for n in v.nodes]
-        return None
-
-    def _underneath(self, at: Value) -> list[Value]:
-        """What a value is computed from, nearest first."""
-        found: dict[int, Value] = {}
-        pending = [at] if at.leaf is None else []
-        for value in pending:
-            raw = value.args if value.known else {"": tuple(value.node.all_input_nodes)}
-            for operand in map(self.view.operand, operands_in(raw)):
-                if operand.leaf is None and id(operand) not in found and len(found) < _REACH:
-                    found[id(operand)] = operand
-                    pending.append(operand)
-        return list(found.values())
-
-    def _read_outside(self, term: Term, value: Value, inside: set[fx.Node]) -> Iterator[Failure]:
-        pending = [value]
-        for at in pending:
-            for user in self.view.users(at)[:_READERS]:
-                if _is_a_view(user):
-                    pending.append(user)
-                elif user.node not in inside and inside.isdisjoint(user.nodes):
-                    op = next((t for t in _spellings(term) if isinstance(t, OpTerm)), term)
-                    yield Failure("EXTERNAL_USE", value, None, op, value, user.node)
-                    return
+        return deepened(self.compare, fit)
 
     # --- what else was tried ----------------------------------------------------------------------------------------
 
-    def attempts(self, places: tuple[tuple[Term, Any], ...], taken: Mapping[str, str]) -> list[Attempt]:
+    def attempts(self, places: Places, taken: Mapping[str, str]) -> list[Attempt]:
         """Where a choice is, its alternatives that do not fit there, best first, without those that were taken."""
         self.compare.renew()
         best: dict[tuple[str, str], tuple[tuple[int, int, int], Attempt]] = {}
         for term, operand in places:
             if not isinstance(term, ChoiceTerm):
                 continue
+            fitting = {label for label, t in term.alternatives.items() if not self.compare.fit(t, operand).holes}
             for label, alternative in term.alternatives.items():
                 tried = self.compare.fit(alternative, operand)
                 key = (term.name, label)
                 if taken.get(term.name) == label or not tried.holes or (key in best and best[key][0] >= tried.rank):
                     continue
-                best[key] = tried.rank, Attempt(*key, tried.holes[0].failure(), tried.matched)
+                best[key] = tried.rank, Attempt(*key, tried.holes[0].failure(), tried.matched, bool(fitting))
         return [attempt for _, attempt in sorted(best.values(), key=lambda pair: pair[0], reverse=True)]
-
-
-def _is_a_view(value: Value) -> bool:
-    """Whether it computes nothing, so that no operation of a pattern can be meant."""
-    spec = SPECS.get(value.op)
-    return spec is not None and spec.alias
-
-
-def _nodes(fit: Fit) -> Iterator[fx.Node]:
-    for _, value in fit.places:
-        if isinstance(value, Value):
-            yield from value.nodes
 
 
 def _ops_of(ways: list[_Way]) -> list[str]:
     return list(dict.fromkeys(way.parent.op for way in ways if way.parent is not None))
-
-
-def _spellings(term: Term) -> Iterator[Term]:
-    """The term, and what may stand for it: a choice's alternatives, what a cast casts."""
-    yield term
-    if isinstance(term, ChoiceTerm):
-        for alternative in term.alternatives.values():
-            yield from _spellings(alternative)
-    elif isinstance(term, OpTerm) and term.op == "cast":
-        yield from _spellings(term.args["input"])

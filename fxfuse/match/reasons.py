@@ -90,12 +90,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An alternative of a ``one_of`` that was not taken: where it stopped, and how many operations of it were found."""
+    """An alternative of a ``one_of`` that was not taken: where it stopped, and how many operations of it were found.
+
+    ``settled``: another alternative fits, so that the choice is not what stands in the way.
+    """
 
     choice: str
     label: str
     reason: Failure
     matched: int = 0
+    settled: bool = False
 
 
 def expected_words(failure: Failure) -> str:

@@ -222,6 +222,9 @@ class Search:
                 "DTYPE", term, operand, f"{term.op} in f32, as it is written step by step", dtype_name(operand.dtype)
             )
             return
+        if term.result is not None and not DTYPES(operand.dtype == term.result):
+            self.fail("DTYPE", term, operand, f"{term.op} in {dtype_name(term.result)}", dtype_name(operand.dtype))
+            return
         extra = [name for name in operand.args if name not in term.args]
         if extra:
             name, given = extra[0], self.view.operand(operand.args[extra[0]])

@@ -26,7 +26,8 @@ class ReasonRecord:
         pattern_line, pattern_text: the author's code.
         graph_node, graph_type, graph_line, graph_text, graph_path: the graph's, with the model's code and module.
         reader_node, reader_line, reader_text, reader_path: who else reads, writes or returns the value.
-        alternative, matched: of an attempt, which alternative (``norm=offset``), and how many operations of it fit.
+        alternative, matched, settled: of an attempt, which alternative (``norm=offset``), how many operations of it
+            fit, and whether another alternative fits.
         tried: the alternatives that were not taken, best first, each with its own reason.
     """
 
@@ -48,6 +49,7 @@ class ReasonRecord:
     reader_path: str = ""
     alternative: str = ""
     matched: int = 0
+    settled: bool = False
     tried: tuple[ReasonRecord, ...] = ()
 
 
@@ -122,7 +124,8 @@ class Site:
 class Report:
     """What fxfuse did with one compile, or what :func:`fxfuse.explain` found one call would compile.
 
-    ``seconds`` has fxfuse's own time by phase, and under ``inner`` the inner compiler's.
+    ``seconds`` has fxfuse's own time by phase, and under ``inner`` the inner compiler's. ``only_matched``: a pattern was
+    asked about a graph (``Pattern.explain``), and nothing was to be rewritten.
     """
 
     sites: tuple[Site, ...] = ()
@@ -133,6 +136,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     name: str = ""
+    only_matched: bool = False
 
     @cached_property
     def matched(self) -> Counter[str]:
@@ -163,13 +167,12 @@ class Report:
     def summary(self) -> str:
         """One line: what was rewritten, kept and missed."""
         kinds = Counter(s.outcome for s in self.sites)
-        asked = bool(kinds["matched"]) and not kinds["rewritten"]
-        counts = self.matched if asked else self.rewritten
+        counts = self.matched if self.only_matched else self.rewritten
         fused = ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "nothing"
         rest = [f"{kinds[k]} {k}" for k in ("kept", "missed") if kinds[k]]
         where = f"{self.graphs} graph{'s' if self.graphs != 1 else ''} of {self.nodes} nodes"
         tail = f"; {', '.join(rest)}" if rest else ""
-        return f"fxfuse: {'matched' if asked else 'rewrote'} {fused} in {where}{tail} ({self.own_seconds:.2f} s)"
+        return f"fxfuse: {'matched' if self.only_matched else 'rewrote'} {fused} in {where}{tail} ({self.own_seconds:.2f} s)"
 
     def __str__(self) -> str:
         from fxfuse.report.text import render  # text is made only when somebody reads it

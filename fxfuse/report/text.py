@@ -9,6 +9,8 @@ from fxfuse.errors import listed
 from fxfuse.report.record import ReasonRecord, Report, Site
 
 _ORDER = ("matched", "rewritten", "kept", "missed")
+_ELSEWHERE = {"OP", "ARITY", "ALTERNATIVES"}
+"""What says that the pattern is not all there: then a choice that is settled is not what a reader asks about."""
 _MOST = 3
 """How many further reasons, and how many alternatives, are shown of a site; the record has them all."""
 
@@ -69,7 +71,8 @@ def _group(group: Sequence[Site]) -> list[str]:
     lines = [f"  x{len(group)} {merge_paths([s.modules for s in group])}  {what}"]
     if first.outcome != "rewritten" and first.detail is not None:
         lines += _reason(first.detail, first.modules)
-        also = dict.fromkeys(_in_short(r) for r in first.also if r.sentence != first.detail.sentence)
+        further = (r for r in first.also if r.sentence != first.detail.sentence)
+        also = dict.fromkeys(_in_short(r, first.modules) for r in further)
         lines += [f"     also: {text}" for text in list(also)[:_MOST]]
         lines += [f"     also tried: {text}" for text in _tried(first.detail)[:_MOST]]
     measured = [s.numbers for s in group if s.numbers is not None and s.numbers.within]
@@ -96,18 +99,27 @@ def _reason(reason: ReasonRecord, modules: Sequence[str]) -> list[str]:
     return lines
 
 
-def _in_short(reason: ReasonRecord) -> str:
+def _in_short(reason: ReasonRecord, modules: Sequence[str]) -> str:
     """A further reason in one line."""
-    reader = f", by {_in(reason.reader_node, reason.reader_path)}" if reason.reader_node else ""
-    return f"{reason.sentence}{reader} ({reason.code})"
+    where = f", in {reason.graph_path}" if reason.graph_path and reason.graph_path not in modules else ""
+    if reason.reader_node:
+        where = f", by {_in(reason.reader_node, reason.reader_path)}"
+    return f"{reason.sentence}{where} ({reason.code})"
 
 
 def _tried(reason: ReasonRecord) -> list[str]:
-    """The alternatives, those together that met the same; where one was taken, only others that began to fit."""
+    """The alternatives, those together that met the same.
+
+    Where one was taken, only others that began to fit; and where that one fits, only if all else does, too: then a
+    reader may wonder whether another was meant.
+    """
     groups: dict[tuple[str, str], list[ReasonRecord]] = {}
     for tried in reason.tried:
-        if tried.matched or reason.code == "ALTERNATIVES":
-            choice = tried.alternative.partition("=")[0]
+        choice = tried.alternative.partition("=")[0]
+        in_question = reason.code == "ALTERNATIVES" and choice == reason.at
+        alike = (tried.at, tried.code, tried.found) == (reason.at, reason.code, reason.found)
+        elsewhere = tried.settled and reason.code in _ELSEWHERE
+        if in_question or (tried.matched and not alike and not elsewhere):
             groups.setdefault((choice, f"{tried.code} {tried.found}".rstrip()), []).append(tried)
     lines = []
     for (choice, stopped), group in groups.items():

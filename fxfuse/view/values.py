@@ -86,6 +86,9 @@ class Value:
     def __str__(self) -> str:
         return self.node.name
 
+    def __repr__(self) -> str:
+        return f"<{self.op} {self.node.name}: {describe_tensor(self) or 'unknown'}>"
+
 
 @dataclass(frozen=True)
 class SymbolicMeta:

@@ -1,6 +1,6 @@
 """`View`: what each node of a graph computes, in canonical words.
 
-Lazy: a node is bound and canonicalised when the matcher first asks for it. The graph is never retraced or edited.
+Nodes are read once, in graph order, up to the one that is asked for. The graph is never retraced or edited.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ class View:
                 readers = self._readers.setdefault(id(operand), [])
                 if not readers or readers[-1] is not at:
                     readers.append(at)
-                if operand is raw and raw.owner is not None and raw not in pending:
+                if operand is raw and raw.owner is not None and raw.owner.node is value.node and raw not in pending:
+                    raw.owner = value  # the rule that made it may not have been the last
                     pending.append(raw)
 
     def operand(self, raw: Any) -> Any:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from support import capture, operands
 
 from fxfuse.checking.judging import same_function
-from fxfuse.checking.respell import IDENTITIES, ROWS, Row, respell
+from fxfuse.checking.respell import respell
+from fxfuse.checking.spellings import IDENTITIES, ROWS, Row
 from fxfuse.view.rules import SEE_THROUGH
 
 

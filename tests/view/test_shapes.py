@@ -172,6 +172,12 @@ EFFECTS = [
 ]
 
 
+def test_a_slice_of_what_the_view_does_not_know() -> None:
+    """GPT-OSS takes every other column of its experts' product."""
+    form = canonicals(["torch.logcumsumexp(x, -1)[..., ::2]"])
+    assert list(form.values()) == ["slice(?logcumsumexp, dim=-1, step=2)"]
+
+
 @pytest.mark.parametrize("effect", EFFECTS, ids=lambda e: e.form)
 def test_one_effect_is_one_op(effect: Effect) -> None:
     forms = canonicals([*effect.spellings, *effect.mutants])

@@ -62,6 +62,11 @@ def pattern_of(spec: Spec, level: str) -> fx.Graph:
         gm, examples = dynamo_graph(module, inputs)
         place = {id(tensor): name for tensor, name in zip(inputs, CAPTURES, strict=False)}
         names = tuple(place[id(example)] for example in examples)
+    return with_open_eps(gm, names)
+
+
+def with_open_eps(gm: fx.GraphModule, names: Sequence[str], eps: float = EPS) -> fx.Graph:
+    """A captured graph as a pattern: one result, placeholders of these names, and one in the place of eps."""
     graph = fx.Graph()
     made: dict[fx.Node, fx.Node] = {}
     holders = iter(names)
@@ -72,10 +77,10 @@ def pattern_of(spec: Spec, level: str) -> fx.Graph:
             graph.output(made[node.all_input_nodes[0]])
         else:
             made[node] = graph.node_copy(node, made.__getitem__)
-    (add,) = [n for n in graph.nodes if EPS in n.args]
+    (add,) = [n for n in graph.nodes if eps in n.args]
     with graph.inserting_before(next(iter(graph.nodes))):
-        eps = graph.placeholder("eps")
-    add.args = tuple(eps if a == EPS else a for a in add.args)
+        placeholder = graph.placeholder("eps")
+    add.args = tuple(placeholder if a == eps else a for a in add.args)
     return graph
 
 

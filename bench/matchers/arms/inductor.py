@@ -54,9 +54,7 @@ def build_pass(specs: Sequence[Spec]) -> Any:
     made = PatternMatcherPass(pass_name="fxfuse_bench")
     for spec in specs:
         workaround: dict[str, float | int] | None = {"eps": WILD_EPS} if spec.eps is None else None
-        register_replacement(
-            _search(spec), _replace(spec), _examples(spec), _trace, made, scalar_workaround=workaround
-        )
+        register_replacement(_search(spec), _replace(spec), _examples(spec), _trace, made, scalar_workaround=workaround)
     return made
 
 
@@ -89,12 +87,8 @@ def _replace(spec: Spec) -> Any:
             x, weight, eps, gate, up, down, gate_bias, up_bias, down_bias, spec.norm
         )
     if spec.eps is None:
-        return lambda x, weight, gate, up, down, eps: op(
-            x, weight, eps, gate, up, down, None, None, None, spec.norm
-        )
-    return lambda x, weight, gate, up, down: op(
-        x, weight, spec.eps, gate, up, down, None, None, None, spec.norm
-    )
+        return lambda x, weight, gate, up, down, eps: op(x, weight, eps, gate, up, down, None, None, None, spec.norm)
+    return lambda x, weight, gate, up, down: op(x, weight, spec.eps, gate, up, down, None, None, None, spec.norm)
 
 
 def _examples(spec: Spec) -> list[Tensor]:

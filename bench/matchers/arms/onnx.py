@@ -19,7 +19,9 @@ BIASES = ("gate_bias", "up_bias", "down_bias")
 FLOAT = 1
 
 
-def rules_of(norms: Sequence[str], *, biases: Sequence[bool] = (False, True), ranks: Sequence[int] = (3, 2)) -> list[Any]:
+def rules_of(
+    norms: Sequence[str], *, biases: Sequence[bool] = (False, True), ranks: Sequence[int] = (3, 2)
+) -> list[Any]:
     """A rule for each bias and rank, since the last operation of a pattern may not be an OR; the rest are ORs."""
     from onnxscript.rewriter.pattern import RewriteRule
 
@@ -67,7 +69,13 @@ def _pattern(bias: bool, rank: int, norms: Sequence[str]) -> Any:
     """onnxscript reads the captures from the signature, so a pattern with biases is another function."""
     if bias:
         return lambda op, x, weight, eps, gate, up, down, gate_bias, up_bias, down_bias, wide, narrow: _block(
-            op, rank, _rms_norm(op, norms, x, weight, eps, wide, narrow), gate, up, down, (gate_bias, up_bias, down_bias)
+            op,
+            rank,
+            _rms_norm(op, norms, x, weight, eps, wide, narrow),
+            gate,
+            up,
+            down,
+            (gate_bias, up_bias, down_bias),
         )
     return lambda op, x, weight, eps, gate, up, down, wide, narrow: _block(
         op, rank, _rms_norm(op, norms, x, weight, eps, wide, narrow), gate, up, down, (None, None, None)

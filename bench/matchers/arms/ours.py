@@ -1,4 +1,4 @@
-"""fxfuse: the shipped pattern, through ``fxfuse.rewrite`` on Dynamo's graph and on the one that Inductor's passes see."""
+"""fxfuse: the shipped pattern, through ``fxfuse.rewrite``, on Dynamo's graph and on Inductor's post-grad graph."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ The same canonical forms as for torch-level graphs. Nothing here asks which dial
 is wherever it stands, so a model that spells one out by hand gains the same.
 """
 
-from fxfuse.view.aten import overloads, activations, norms, projections, rounding, softmax, splitting  # isort: skip
+from fxfuse.view.aten import overloads, activations, masking, norms, projections, rounding, softmax, splitting  # isort: skip
 
-FAMILIES = (activations, norms, projections, rounding, softmax, splitting)
+FAMILIES = (activations, masking, norms, projections, rounding, softmax, splitting)
 
 __all__ = ["FAMILIES", "overloads"]

@@ -23,7 +23,7 @@ def over_one_plus_exp(view: View, value: Value) -> Value | None:
         return None
     x, absorbed = view.operand(value.args["input"]), Absorbed(view)
     total = absorbed.take(value.args["other"], "add")
-    power = _beside_one(absorbed, total) if total is not None else None
+    power = _beside_one(absorbed, total) if total is not None and "alpha" not in total.args else None
     minus = absorbed.take(power.args["input"], "neg") if power is not None else None
     if minus is None or not is_same(x, view.operand(minus.args["input"])) or not is_wide(view, value):
         return None

@@ -54,6 +54,7 @@ _SAME_ARGUMENTS = {
     "unflatten": "unflatten.int",
     "expand_as": "expand_as.default",
     "repeat": "repeat.default",
+    "squeeze": "squeeze.dims squeeze.default",
     "unbind": "unbind.int",
     "chunk": "chunk.default",
     "split": "split.sizes split_with_sizes.default",
@@ -83,6 +84,8 @@ _OWN_ARGUMENTS: tuple[tuple[Any, OpSpec], ...] = (
         _row("layer_norm", "input", "normalized_shape", ("weight", None), ("bias", None), ("eps", 1e-5),
              ("cudnn_enable", None), distinctive=True),
     ),
+    (aten.scalar_tensor.default, _row("scalar_tensor", "value", ("dtype", None), ("layout", None), ("device", None),
+                                      ("pin_memory", None))),
     (aten.dropout.default, _row("dropout", "input", "p", "train", alias=True)),
     (
         aten.embedding.default,

@@ -42,9 +42,9 @@ def exponentials_over_their_sum(view: View, value: Value) -> Value | None:
     largest, total = absorbed.take(shifted.args["other"], "amax"), absorbed.take(value.args["other"], "sum")
     if largest is not None and total is not None:
         whole = view.operand(largest.args["input"]) is x and view.operand(total.args["input"]) is powers
-        dims = {_dim(view, largest), _dim(view, total)}
-        if whole and SAME_REDUCTION(len(dims) == 1) and None not in dims:
-            return value.become("softmax", {"input": x, "dim": dims.pop()}, "the formula of softmax", absorbed.nodes)
+        dim, other = _dim(view, largest), _dim(view, total)
+        if whole and SAME_REDUCTION(dim == other) and dim is not None:
+            return value.become("softmax", {"input": x, "dim": dim}, "the formula of softmax", absorbed.nodes)
         return None
     return _online(view, value, x, shifted, absorbed)
 

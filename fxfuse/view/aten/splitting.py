@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fxfuse.view.aten.absorbing import Absorbed
 from fxfuse.view.rules.registry import rule, see_through
 from fxfuse.view.rules.splitting import cut_of
 from fxfuse.view.values import Value
@@ -35,3 +36,17 @@ def slice_in_canonical_words(view: View, value: Value) -> Value | None:
         return None
     args = {"input": value.args["input"], "dim": dim, **cut[1]}
     return None if args == value.args else value.become(cut[0], args, "a slice")
+
+
+@rule("squeeze", "select", reads="part")
+def part_of_one(view: View, value: Value) -> Value | None:
+    """One of ``unbind``, as decompositions split it."""
+    absorbed, dim = Absorbed(view), view.dimension(value)
+    part = absorbed.take(value.args["input"], "part")
+    x = view.operand(part.args["input"]) if part is not None else None
+    if part is None or not isinstance(x, Value) or not x.shape or part.args["dim"] != dim:
+        return None
+    if part.args["of"] != x.shape[dim]:
+        return None
+    args = {"input": x, "dim": dim, "index": part.args["index"]}
+    return value.become("select", args, "one of unbind", absorbed.nodes)

@@ -65,6 +65,10 @@ _EXACT = {
 }  # fmt: skip
 
 
+PROMOTED = "implied widening cast"
+"""The step of a value whose operand's cast was left out: promotion makes the same dtype, which a match must ask for."""
+
+
 def _implied_widening(view: View, value: Value) -> Value | None:
     """``w.float() * h``, with ``w`` a weight and ``h`` in fp32 already: promotion does the same exactly."""
     for name, other in (("input", "other"), ("other", "input")):
@@ -81,9 +85,7 @@ def _implied_widening(view: View, value: Value) -> Value | None:
         if source is sibling or not PROMOTES_ALONE(sibling.shape != ()):
             continue
         alone = len(cast.node.users) == 1 or view.symbolic
-        return value.become(
-            value.op, {**value.args, name: source}, "implied widening cast", cast.nodes if alone else ()
-        )
+        return value.become(value.op, {**value.args, name: source}, PROMOTED, cast.nodes if alone else ())
     return None
 
 

@@ -101,9 +101,9 @@ def item_of_variance_and_mean(view: View, value: Value) -> Value | None:
 def index_by_steps(view: View, value: Value) -> Value | None:
     """``x[..., None, 4:]`` as an ``unsqueeze`` of a ``slice``, from the last dimension to the first."""
     source, index = view.operand(value.args["input"]), value.args["index"]
-    if not isinstance(source, Value) or not source.known or source.op in MULTIPLE:
+    if not isinstance(source, Value) or source.op in MULTIPLE:
         return None
-    if source.rank is None and not (view.symbolic and isinstance(index, tuple)):
+    if source.rank is None and not (view.symbolic and source.known and isinstance(index, tuple)):
         return None
     steps = _steps(view, source, index if isinstance(index, tuple) else (index,))
     if not steps:
