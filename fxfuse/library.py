@@ -23,10 +23,9 @@ def all_patterns() -> dict[str, Pattern]:
             pages = [module]
             found_pages = [page.name for page in pkgutil.iter_modules(getattr(module, "__path__", ()))]
             pages += [import_module(f"{module.__name__}.{name}") for name in found_pages]
-        except Exception as error:
-            warnings.warn(
-                f"fxfuse: pattern pack {entry.name!r} ({entry.value}) cannot be loaded: {error}", stacklevel=2
-            )
+        except (Exception, SystemExit) as error:  # a module that exits may not end the program that asked for another
+            what = f"{type(error).__name__}: {error}"
+            warnings.warn(f"fxfuse: pattern pack {entry.name!r} ({entry.value}) cannot be loaded: {what}", stacklevel=2)
             continue
         for page in pages:
             for value in vars(page).values():

@@ -21,5 +21,6 @@ def capture_aten(program: Program, seed: int, *, decomposed: bool) -> Captured:
 
         table = select_decomp_table()
     with torch.no_grad():
-        gm = make_fx(torch.func.functionalize(function), decomposition_table=table, tracing_mode="fake")(*given.values())
+        functional = torch.func.functionalize(function)
+        gm = make_fx(functional, decomposition_table=table, tracing_mode="fake")(*given.values())
     return Captured(gm, program.parameters)

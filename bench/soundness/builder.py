@@ -98,8 +98,8 @@ class Builder:
 
     def values(self) -> list[str]:
         """Names of tensors to work on, the later ones first; seldom one from inside a piece."""
-        inner = self.rng.random() < 0.1
-        return [n for n, v in reversed(self.env.items()) if v.dtype.is_floating_point and (inner or n not in self.inner)]
+        hidden = self.inner if self.rng.random() > 0.1 else ()
+        return [n for n, v in reversed(self.env.items()) if v.dtype.is_floating_point and n not in hidden]
 
     def like(self, shape: tuple[int, ...]) -> list[str]:
         """Values of this shape, parameters left out."""

@@ -1,4 +1,4 @@
-"""Is the rewritten program eager's? Values to the bit where they must be; aliases, writes, strides and gradients too."""
+"""Is the rewritten program eager's? Its values, and its aliases, writes, strides and gradients."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Ran:
 
 
 def run(program: Program, function: Callable[..., Any], names: Sequence[str] | None, seed: int) -> Ran:
-    """One call. ``names``: the order of the function's arguments, sizes among them (``s4``); the program's own order."""
+    """One call. ``names``: the function's arguments in order, sizes among them (``s4``); None: the program's own."""
     given = operands(program, seed)
     sizes = {f"s{size}": size for o in program.operands for size in o.shape}
     torch.manual_seed(seed + 1)
@@ -64,8 +64,9 @@ def _gradients(outputs: Sequence[torch.Tensor], given: Mapping[str, torch.Tensor
     sources = [o for o in outputs if o.requires_grad and o.dtype.is_floating_point]
     if not wanted or not sources:
         return {}
-    loss = sum((o.double() * torch.linspace(0.5, 1.5, o.numel(), dtype=torch.float64).view(o.shape)).sum() for o in sources)
-    found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)  # type: ignore[arg-type]
+    weights = [torch.linspace(0.5, 1.5, o.numel(), dtype=torch.float64).view(o.shape) for o in sources]
+    loss = torch.stack([(o.double() * w).sum() for o, w in zip(sources, weights, strict=True)]).sum()
+    found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
     return dict(zip(wanted, found, strict=True))
 
 
@@ -132,7 +133,7 @@ def differs(want: Ran, got: Ran, allowed: Allowed = BITS, truth: Sequence[torch.
     for name, gradient in want.gradients.items():
         other = got.gradients.get(name)
         if (gradient is None) != (other is None):
-            return f"gradient of {name}: {'none' if other is None else 'one'} instead of {'none' if gradient is None else 'one'}"
+            return f"gradient of {name}: {'none' if other is None else 'one'}, and eager says otherwise"
         if gradient is not None and other is not None:
             wrong = _values(gradient, other, tolerance, scale=scale)
             if wrong:

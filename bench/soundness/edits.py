@@ -240,7 +240,7 @@ def other_weight(rng: random.Random, recorded: Recorded, b: Builder, captures: d
         lambda: b.operand(tuple(value.shape), value.dtype, "b", of=f"{name}.data"),
         lambda: b.emit(f"{name}.expand_as({name})"),
         lambda: b.emit(f"{name}[:1].expand_as({name})"),
-        lambda: rng.choice([n for n in b.env if n[0] == "p" and b.env[n].shape == value.shape]),
+        lambda: rng.choice([n for n in b.env if n[0] in "pb" and b.env[n].shape == value.shape]),
         lambda: b.emit(f"F.dropout({name}, 0.5)"),
     ]
     other = rng.choice(ways)()
@@ -260,9 +260,13 @@ def scalar_tensor(rng: random.Random, recorded: Recorded, b: Builder, captures: 
     if not known:
         return
     op, i = rng.choice(known)
-    shape = rng.choice(((), (), (1,)))
-    made = rng.choice((lambda: b.operand(shape, rng.choice((torch.float32, torch.float64)), rng.choice("xbp"), shift=2.0),
-                       lambda: b.emit(f"torch.tensor({op.args[i]})"), lambda: b.emit(f"torch.ones(()) * {op.args[i]}")))()  # fmt: skip
+    shape, dtype = rng.choice(((), (), (1,))), rng.choice((torch.float32, torch.float64))
+    ways: list[Callable[[], str | None]] = [
+        lambda: b.operand(shape, dtype, rng.choice("xbp"), shift=2.0),
+        lambda: b.emit(f"torch.tensor({op.args[i]})"),
+        lambda: b.emit(f"torch.ones(()) * {op.args[i]}"),
+    ]
+    made = rng.choice(ways)()
     if made is not None:
         key = f"number~{len(captures)}"
         captures[key] = made
@@ -378,7 +382,8 @@ def stale_copy(rng: random.Random, recorded: Recorded, b: Builder, captures: dic
     old = Ref(rng.choice(inputs))
     copy = Op(_fresh(recorded), "", [old], rng.choice(("{0}.clone()", "{0}.clone()", "{0} * 1", "{0}.contiguous()")))
     written = old if rng.random() < 0.7 else Ref(copy.key)
-    write = Op(copy.key + 1, "run", [written], rng.choice(("{0}.mul_(2)", "{0} += 1", "{0}.zero_()", "{0}[..., 0] = 1.0")))
+    how = rng.choice(("{0}.mul_(2)", "{0} += 1", "{0}.zero_()", "{0}[..., 0] = 1.0"))
+    write = Op(copy.key + 1, "run", [written], how)
     for op in recorded.ops:
         op.args = [Ref(copy.key) if a == old else a for a in op.args]
     place = 0 if rng.random() < 0.7 else rng.randrange(len(recorded.ops))

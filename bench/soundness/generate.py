@@ -13,13 +13,18 @@ from bench.soundness.glue import glue
 from bench.soundness.mistakes import MUTATIONS
 from bench.soundness.pieces import piece
 from bench.soundness.program import Program
+from bench.soundness.quiet import quiet
 from bench.soundness.targets import TARGETS
 from fxfuse.authoring import Pattern
 
 
 def generate(seed: int, index: int, patterns: Sequence[Pattern], target: str = "") -> Program:
     """The program with this index of this seed; ``target``: a safeguard that it is to need."""
-    rng = random.Random(f"{seed}/{index}")
+    with quiet():
+        return _generate(random.Random(f"{seed}/{index}"), patterns, target)
+
+
+def _generate(rng: random.Random, patterns: Sequence[Pattern], target: str) -> Program:
     torch.manual_seed(rng.randrange(1 << 30))
     b = Builder(rng, grad=rng.random() < 0.15)
     aim = TARGETS.get(target) if target else None

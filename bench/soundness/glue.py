@@ -66,7 +66,9 @@ def _linear(b: Builder, name: str) -> None:
     if not value.dim():
         return
     size = int(value.shape[-1])
-    known = [n for n, v in b.env.items() if n[0] == "p" and v.dim() == 2 and v.shape[1] == size and v.dtype == value.dtype]
+    known = [
+        n for n, v in b.env.items() if n[0] == "p" and v.dim() == 2 and v.shape[1] == size and v.dtype == value.dtype
+    ]
     weight = b.rng.choice(known) if known and b.rng.random() < 0.3 else None
     if weight is None:
         weight = b.weight((b.rng.choice((size, 1, 3, 4, 8)), size), value.dtype)

@@ -44,7 +44,8 @@ class Case:
         return self.verdict.captured.names
 
     def graph(self, *, fused: bool) -> fx.GraphModule:
-        assert self.verdict.captured is not None and self.verdict.fused is not None
+        assert self.verdict.captured is not None
+        assert self.verdict.fused is not None
         return self.verdict.fused.gm if fused else self.verdict.captured.gm
 
 
@@ -81,7 +82,9 @@ def through_inductor(task: Task, wanted: int, totals: Totals) -> None:
 def _case(task: Task, index: int) -> Case | None:
     program, setting, verdict = one(task, index, everything())
     random = any("dropout" in s.text and "False" not in s.text for s in program.steps)  # other random numbers
-    plain = not program.grad and not any(o.dynamic for o in program.operands) and setting.capture not in {ATEN, INDUCTOR}
+    plain = (
+        not program.grad and not any(o.dynamic for o in program.operands) and setting.capture not in {ATEN, INDUCTOR}
+    )
     if verdict.failed or verdict.skipped or not verdict.rewritten or random or not plain:
         return None
     return Case(index, program, setting, verdict)
@@ -129,7 +132,7 @@ def _attempt(case: Case, *, fused: bool) -> str | None:
 
 
 def _off(case: Case, got: Ran) -> str | None:
-    """What differs from eager by more than Inductor's own arithmetic does, and from float64 by more than the contract."""
+    """What differs from eager by more than Inductor's arithmetic does, and from float64 by more than the contract."""
     eager = case.program.function(scope())
     want = run(case.program, eager, None, SEED)
     plain = [replace_storage(r) for r in (want, got)]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fxfuse import Dim, Input, Param, Scalar, kernel, keep, library, many, one_of, ordered, pattern
+from fxfuse import Dim, Input, Param, Scalar, keep, kernel, library, many, one_of, ordered, pattern
 from fxfuse.authoring import Pattern
 
-B, D, N, O, T = Dim("batch"), Dim("hidden"), Dim("inner"), Dim("out"), Dim("rows")
+B, D, N, OUT, T = Dim("batch"), Dim("hidden"), Dim("inner"), Dim("out"), Dim("rows")
 LOW = (torch.bfloat16, torch.float16)
 
 
@@ -36,21 +36,21 @@ def add_norm(x: Any = Input(..., D), y: Any = Input(..., D), weight: Any = Param
 
 @pattern("fuzz_norm_linear")
 def norm_linear(
-    x: Any = Input(..., D), weight: Any = Param(D), eps: Any = Scalar(float), w: Any = Param(O, D),
-    b: Any = Param(O, optional=True),
+    x: Any = Input(..., D), weight: Any = Param(D), eps: Any = Scalar(float), w: Any = Param(OUT, D),
+    b: Any = Param(OUT, optional=True),
 ) -> Any:  # fmt: skip
     return F.linear(norm_of(x, weight, eps), w, b)
 
 
 @pattern("fuzz_siblings")
-def siblings(x: Any = Input(..., D), w: Any = Param(O, D, many=True)) -> Any:
+def siblings(x: Any = Input(..., D), w: Any = Param(OUT, D, many=True)) -> Any:
     """Any number of roots."""
     return many(lambda one: F.linear(x, one), w)
 
 
 @pattern("fuzz_biased_siblings")
 def biased_siblings(
-    x: Any = Input(..., D), w: Any = Param(O, D, many=True), b: Any = Param(O, many=True)
+    x: Any = Input(..., D), w: Any = Param(OUT, D, many=True), b: Any = Param(OUT, many=True)
 ) -> Any:  # fmt: skip
     return many(lambda one, bias: F.linear(x, one, bias), w, b)
 
@@ -76,7 +76,7 @@ def packed_glu(x: Any = Input(..., D), w: Any = Param(2 * N, D), b: Any = Param(
 
 
 @pattern("fuzz_nested_choice")
-def nested_choice(x: Any = Input(..., D), w: Any = Param(O, D)) -> Any:
+def nested_choice(x: Any = Input(..., D), w: Any = Param(OUT, D)) -> Any:
     y = F.linear(x, w)
     smooth = lambda: one_of("kind", exact=lambda: F.gelu(y), tanh=lambda: F.gelu(y, approximate="tanh"))  # noqa: E731
     return one_of("act", smooth=smooth, silu=lambda: F.silu(y), square=lambda: F.relu(y).pow(2)) * 2.0
@@ -95,13 +95,13 @@ def masked_softmax(
 
 @pattern("fuzz_attention")
 def attention(
-    q: Any = Input(..., T, D), k: Any = Input(..., N, D), v: Any = Input(..., N, O), scale: Any = Scalar(float)
+    q: Any = Input(..., T, D), k: Any = Input(..., N, D), v: Any = Input(..., N, OUT), scale: Any = Scalar(float)
 ) -> Any:
     return F.softmax((q @ k.transpose(-1, -2)) * scale, dim=-1) @ v
 
 
 @pattern("fuzz_ordered_residual")
-def ordered_residual(x: Any = Input(..., O), y: Any = Input(..., D), w: Any = Param(O, D)) -> Any:
+def ordered_residual(x: Any = Input(..., OUT), y: Any = Input(..., D), w: Any = Param(OUT, D)) -> Any:
     return ordered(x + F.linear(y, w)) * torch.tanh(x)
 
 
@@ -125,7 +125,7 @@ def low_only(x: Any = Input(..., D, dtype=LOW), y: Any = Input(..., D, dtype=LOW
 
 @pattern("fuzz_layer_norm_linear")
 def layer_norm_linear(
-    x: Any = Input(..., D), g: Any = Param(D), h: Any = Param(D), eps: Any = Scalar(float), w: Any = Param(O, D)
+    x: Any = Input(..., D), g: Any = Param(D), h: Any = Param(D), eps: Any = Scalar(float), w: Any = Param(OUT, D)
 ) -> Any:
     m = x.mean(-1, keepdim=True)
     c = x - m
@@ -144,8 +144,8 @@ def each(x: Any = Input(..., D), y: Any = Input(..., D)) -> Any:
 
 @pattern("fuzz_biases_in_pairs")
 def biases_in_pairs(
-    x: Any = Input(..., D), p: Any = Param(O, D), q: Any = Param(O, D), a: Any = Param(O, optional=True),
-    b: Any = Param(O, optional=True),
+    x: Any = Input(..., D), p: Any = Param(OUT, D), q: Any = Param(OUT, D), a: Any = Param(OUT, optional=True),
+    b: Any = Param(OUT, optional=True),
 ) -> Any:  # fmt: skip
     return torch.sigmoid(F.linear(x, p, a)) + F.linear(x, q, b)
 
@@ -217,7 +217,9 @@ def formula(x: Any = Input(..., D)) -> Any:
 
 
 @pattern("fuzz_functional_layer_norm")
-def functional_layer_norm(x: Any = Input(..., D), w: Any = Param(D), h: Any = Param(D), eps: Any = Scalar(float)) -> Any:
+def functional_layer_norm(
+    x: Any = Input(..., D), w: Any = Param(D), h: Any = Param(D), eps: Any = Scalar(float)
+) -> Any:
     return torch.tanh(F.layer_norm(x, w.shape, w, h, eps))
 
 

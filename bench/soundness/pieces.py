@@ -117,7 +117,7 @@ def _sizes(rng: random.Random, pattern: Pattern, variant: Mapping[str, str], squ
 Relation = tuple[Dim, int, Dim]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def relations(pattern: Pattern, variant: tuple[tuple[str, str], ...]) -> tuple[Relation, ...]:
     """What sizes must fulfil beyond what the pattern declares, for its reference to run: found by trying."""
     dims = list(dict.fromkeys(pattern.dims))
@@ -165,9 +165,7 @@ def _operand(
     for dim in capture.dims:
         shape += lead if dim is ... else [max(int(evaluate(dim, dims) or 0), 0)]
     allowed = capture.dtypes or FLOATS
-    if dtype not in allowed:
-        dtype = rng.choice(allowed)
-    elif not clean and rng.random() < 0.08:
+    if dtype not in allowed or (not clean and rng.random() < 0.08):
         dtype = rng.choice(allowed)
     fitting = [n for n, v in b.env.items() if tuple(v.shape) == tuple(shape) and v.dtype is dtype]
     if is_param(capture):
@@ -193,7 +191,7 @@ def _operand(
 
 def emit(b: Builder, recorded: Recorded, captures: Mapping[str, Any], *, respell: float) -> None:
     """Add the operations as statements, each in a random spelling with the probability ``respell``."""
-    names: dict[int | str, str] = dict(captures)
+    names: dict[int | str, str] = {**captures}
     pending = list(recorded.ops)
     shuffle = b.rng.random() < 0.3
     outer = b.region

@@ -88,4 +88,6 @@ def show(results: Sequence[Shown]) -> None:
     console = Console()
     console.print(table)
     missing = [r.name for r in results if not r.what]
-    console.print(f"{len(results) - len(missing)} of {len(results)} shown" + (f"; not shown: {missing}" if missing else ""))
+    console.print(
+        f"{len(results) - len(missing)} of {len(results)} shown" + (f"; not shown: {missing}" if missing else "")
+    )

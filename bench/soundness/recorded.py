@@ -98,7 +98,10 @@ def _op(key: int, node: fx.Node, keys: Mapping[fx.Node, Ref]) -> Op:
     return Op(key, "", *_written(node, name, args, kwargs))
 
 
-def _known(name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], keys: Any) -> tuple[str, list[Any]] | None:
+def _known(
+    name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], keys: Mapping[fx.Node, Ref]
+) -> tuple[str, list[Any]] | None:
+    """The operation under a name that has spellings, with its arguments."""
     if name in {"add", "mul", "truediv", "sub"} and len(args) == 2 and not kwargs:
         return name, args
     if name == "div" and len(args) == 2 and not kwargs:
@@ -123,9 +126,10 @@ def _known(name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], ke
     if name in _CASTS and len(args) == 1:
         return "cast", [args[0], _CASTS[name]]
     if name == "type_as":
-        return "cast", [args[0], node.args[1].meta["example_value"].dtype]
+        other: Any = node.args[1]
+        return "cast", [args[0], other.meta["example_value"].dtype]
     if name == "getitem" and isinstance(node.args[1], int):
-        source = node.args[0]
+        source: Any = node.args[0]
         if str(getattr(source.target, "__name__", source.target)) == "chunk" and source.args[1:] in ((2, -1),):
             return ("first_half" if node.args[1] == 0 else "second_half"), [keys[source.args[0]]]
     if name == "transpose" and set(args[1:]) == {-1, -2}:
@@ -142,13 +146,17 @@ def _known(name: str, node: fx.Node, args: list[Any], kwargs: dict[str, Any], ke
         return "repeat", args[:1]
     if name == "getitem" and node.args[1] == (..., slice(2, None, None)):
         return "slice_from_2", args[:1]
-    if name == "cat" and kwargs.get("dim", args[-1]) == -1 and len(node.args[0]) == 2:
-        return "cat_last", [keys[n] for n in node.args[0]]
+    joined: Any = node.args[0] if node.args else None
+    if name == "cat" and kwargs.get("dim", args[-1]) == -1 and len(joined) == 2:
+        return "cat_last", [keys[n] for n in joined]
     return None
 
 
 def _lowered(value: Any, keys: Mapping[fx.Node, Ref]) -> Any:
-    return fx.node.map_aggregate(value, lambda v: keys.get(v, v) if isinstance(v, fx.Node) else v)
+    def ref(part: Any) -> Any:
+        return keys.get(part, part) if isinstance(part, fx.Node) else part
+
+    return fx.node.map_aggregate(value, ref)
 
 
 def _written(node: fx.Node, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], str]:

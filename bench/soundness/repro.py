@@ -54,6 +54,10 @@ class Module(nn.Module):
         return program(*(inputs[n] if n in inputs else getattr(self, n) for n in {order!r}))
 
 
+def storage(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
 def run(compiled):
     tensors = operands()
     module = Module(tensors)
@@ -61,20 +65,22 @@ def run(compiled):
     for name, size in {dynamic!r}:
         torch._dynamo.mark_dynamic(inputs[name], size)
     options = {options}
-    call = torch.compile(module, backend=fxfuse.Backend(inner="eager", **options), fullgraph=True) if compiled else module
+    backend = fxfuse.Backend(inner="eager", **options)
+    call = torch.compile(module, backend=backend, fullgraph=True) if compiled else module
     torch.manual_seed({seed} + 1)
     with torch.set_grad_enabled({grad}), lifted(*{lifted!r}):
         results = call(**inputs)
     facts = {{}}
     for i, result in enumerate(results):
-        shared = [n for n, t in tensors.items() if t.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()]
+        shared = [n for n, t in tensors.items() if storage(t) == storage(result)]
         facts[f"result {{i}}"] = result
         facts[f"result {{i}}, beside its values"] = (result.dtype, result.shape, result.requires_grad, shared)
     facts |= {{f"{{name}} after the call": tensor for name, tensor in tensors.items()}}
     leaves = {{n: t for n, t in tensors.items() if t.requires_grad and t.is_leaf}}
     sources = [r for r in results if r.requires_grad]
     if leaves and sources:
-        gradients = torch.autograd.grad(sum(r.double().sum() for r in sources), list(leaves.values()), allow_unused=True)
+        loss = sum(r.double().sum() for r in sources)
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         facts |= {{f"gradient of {{name}}": gradient for name, gradient in zip(leaves, gradients)}}
     return facts
 
@@ -136,7 +142,7 @@ def script(program: Program, setting: Setting, verdict: Verdict, patterns: Seque
     active = [p for p in patterns if p.name in used]
     options = setting.describe()
     options["kernels"] = {k: v for k, v in options["kernels"].items() if k in used}
-    listed = ", ".join(repr(p.name) if p in library.all_patterns().values() else p.name for p in active)
+    listed = ", ".join(map(_named, active))
     return _SCRIPT.format(
         title=title,
         where=where,
@@ -151,6 +157,14 @@ def script(program: Program, setting: Setting, verdict: Verdict, patterns: Seque
         grad=program.grad,
         lifted=lifted,
     )
+
+
+def _named(pattern: Pattern) -> str:
+    """How the script names a pattern: of a pack by its name, of this repository by the variable that holds it."""
+    if pattern in library.all_patterns().values():
+        return repr(library.qualified(pattern))
+    module = inspect.getmodule(pattern.function)
+    return next(name for name, value in vars(module).items() if value is pattern)
 
 
 def _definitions(patterns: Sequence[Pattern]) -> str:

@@ -28,7 +28,7 @@ _CPU = ("plain", "stacked", "stacked_biased", "cpu_fp32_gemm")
 
 @dataclass(frozen=True)
 class Setting:
-    """``patterns`` by name; ``kernels``: pattern name -> kernels by name; ``weights``: the placement of derived ones."""
+    """``patterns`` by name; ``kernels``: pattern name -> kernels by name; ``weights``: where derived ones go."""
 
     capture: str = FAKE
     patterns: tuple[str, ...] = ()
@@ -67,9 +67,9 @@ def choose(
     for pattern in active:
         known = [k for k in kernels_for(pattern.name) if k in _CPU]
         names = [k for k in known if k in SAME_OPERATIONS] if exact else rng.sample(known, len(known))
-        known = kernels_for(pattern.name)
-        names += [k for k in known if k in _RESTING and rng.random() < 0.8]
-        if "careless" in known and rng.random() < (0.9 if aim is not None and aim.careless else 0.03):
+        declared = kernels_for(pattern.name)
+        names += [k for k in declared if k in _RESTING and rng.random() < 0.8]
+        if "careless" in declared and rng.random() < (0.9 if aim is not None and aim.careless else 0.03):
             names = ["careless"]
         names += [REFERENCE]
         if rng.random() < 0.3 and not (aim is not None and aim.careless):

@@ -123,8 +123,16 @@ def _plainer_operands(program: Program) -> Iterator[Program]:
     ):
         yield from every(change)
         yield from each(change)
-    sizes = sorted({s for o in program.operands for s in o.shape if s > 2}, reverse=True)
-    for size in sizes:
+    for size in sorted({s for o in program.operands for s in o.shape if s > 2}, reverse=True):
         for small in (2, size // 2):
-            yield from every(lambda o: replace(o, shape=tuple(small if s == size else s for s in o.shape)))
-    yield from every(lambda o: replace(o, shape=o.shape[1:]) if len(o.shape) > 2 and o.kind == "x" and not o.dynamic else o)
+            yield from every(_resized(size, small))
+    yield from every(_with_a_dimension_less)
+
+
+def _resized(size: int, small: int) -> Callable[[Operand], Operand]:
+    return lambda o: replace(o, shape=tuple(small if s == size else s for s in o.shape))
+
+
+def _with_a_dimension_less(operand: Operand) -> Operand:
+    spare = len(operand.shape) > 2 and operand.kind == "x" and not operand.dynamic
+    return replace(operand, shape=operand.shape[1:]) if spare else operand

@@ -89,11 +89,14 @@ TARGETS: dict[str, Aim] = {
     "same-type": Aim(("fuzz_low_only",), careless=True),
     "power_of_two": Aim(("fuzz_masked_softmax", "fuzz_attention"), "mul", ("{0} / 3.0", "{0} / 7.0"), dtype=FP32),
     "promotes_alone": Aim(("fuzz_shifted_weight",), "add", ("{0}.float() + {1}",), edit="number_beside", dtype=BF16),
-    "widening_is_exact": Aim(("fuzz_weighted",), "mul", ("({0}.to(torch.bfloat16) * {1}).float()",), dtype=BF16, mixed=True),
+    "widening_is_exact": Aim(
+        ("fuzz_weighted",), "mul", ("({0}.to(torch.bfloat16) * {1}).float()",), dtype=BF16, mixed=True
+    ),
     "reads_stay": Aim(NORMS, edit="write_inside", behind=("gate.mutation", "gate.external_use"), dtype=FP32),
     "repeated": Aim(
-        ("fuzz_grouped",), "repeat", ("{0}[:, :, None].expand(-1, -1, 2, -1).reshape(-1, {0}.shape[1], {0}.shape[-1])",),
-        behind=_TYPE,
+        ("fuzz_grouped",), "repeat",
+        ("{0}[:, :, None].expand(-1, -1, 2, -1).reshape(-1, {0}.shape[1], {0}.shape[-1])",),
+        behind=("same-type", "same-strides"),
     ),
     "rounded_once": Aim(("fuzz_nested_choice",), "silu", ("{0} * torch.sigmoid({0})",), dtype=BF16),
     "same_dimensions": Aim(("fuzz_attention",), "transpose_last", ("{0}.T",), square=True, lead=2),
@@ -110,7 +113,9 @@ TARGETS: dict[str, Aim] = {
     "same_operand": Aim(
         ("fuzz_nested_choice",), "silu", ("{0} * torch.sigmoid(torch.full({0}.shape, 0.5))",), dtype=FP32
     ),
-    "same_reduction": Aim(("fuzz_masked_softmax",), "softmax", (MISTAKES["softmax"][1],), dtype=FP32, square=True, captures="any"),
+    "same_reduction": Aim(
+        ("fuzz_masked_softmax",), "softmax", (MISTAKES["softmax"][1],), dtype=FP32, square=True, captures="any"
+    ),
     "same_shape": Aim(NORMS, "mean", ("{0}.reshape(1, -1).mean(-1, keepdim=True)",), dtype=FP32, lead=1),
     "times_one": Aim((), "", ("{0} * 2", "{0} / 4", "0.5 * {0}"), wrap=True),
     "unwritten_twin": Aim(NORMS, edit="write_between_casts", dtype=BF16, behind=("gate.mutation",)),

@@ -125,8 +125,10 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, torch.SymInt | torch.SymFloat):
             return self.symbolic(value.node.expr)
         if isinstance(value, tuple | list):
-            return type(value)(self.lowered(v) for v in value) if type(value) in (tuple, list) else tuple(
-                self.lowered(v) for v in value
+            return (
+                type(value)(self.lowered(v) for v in value)
+                if type(value) in (tuple, list)
+                else tuple(self.lowered(v) for v in value)
             )
         if isinstance(value, dict):
             return {k: self.lowered(v) for k, v in value.items()}
@@ -158,14 +160,6 @@ class Recorder(TorchFunctionMode):
         with torch.autocast(device, dtype):
             yield
         self.graph.call_function(module._exit_autocast, (entered,))
-
-    @contextlib.contextmanager
-    def grad_mode(self, enabled: bool) -> Iterator[None]:
-        before = torch.is_grad_enabled()
-        self.graph.call_function(torch._C._set_grad_enabled, (enabled,))
-        with torch.set_grad_enabled(enabled):
-            yield
-        self.graph.call_function(torch._C._set_grad_enabled, (before,))
 
     def checkpoint(self, body: Any, *args: Any, use_reentrant: bool) -> Any:
         graph = fx.Graph()
@@ -205,8 +199,8 @@ class Recorder(TorchFunctionMode):
     def special(self) -> dict[str, Any]:
         """What a program's names for regions mean while it is recorded."""
         return {
-            "checkpoint": self.checkpoint, "autocast": self.autocast, "no_grad": lambda: self.grad_mode(False),
-            "enable_grad": lambda: self.grad_mode(True),
+            "checkpoint": self.checkpoint, "autocast": self.autocast, "no_grad": torch.no_grad,
+            "enable_grad": torch.enable_grad,
         }  # fmt: skip
 
 
@@ -228,7 +222,7 @@ def trace(program: Program, *, fake: bool = True) -> Captured:
     graph = fx.Graph()
     recorder = Recorder(graph)
     names: list[str] = []
-    given: dict[str, torch.Tensor] = dict(scope())
+    given: dict[str, Any] = scope()
     symbols: dict[int, torch.SymInt] = {}
     if shape_env is not None:
         for size in sorted({o.shape[i] for o in program.operands for i in o.dynamic}):
@@ -240,14 +234,14 @@ def trace(program: Program, *, fake: bool = True) -> Captured:
     fakes: list[torch.Tensor] = []
     with mode, torch.set_grad_enabled(program.grad):
         for operand in program.operands:
-            fake = _fake(operand, given, symbols)
-            given[operand.name] = fake
-            fakes.append(fake)
+            one = _fake(operand, given, symbols)
+            given[operand.name] = one
+            fakes.append(one)
             node = graph.placeholder(operand.name)
-            node.meta["example_value"] = fake
+            node.meta["example_value"] = one
             base = Source({PARAMETER: "_parameters", BUFFER: "_buffers"}.get(operand.kind, "inputs"))
             node._dynamo_source = Source(operand.name, base)
-            recorder.nodes[id(fake)] = node
+            recorder.nodes[id(one)] = node
             names.append(operand.name)
         recorder.alive += fakes
         function = program.function({**scope(), **recorder.special()})

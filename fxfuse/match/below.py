@@ -20,6 +20,8 @@ _WHOLE = 3
 """Fewer operations are found by chance."""
 _REACH = 16
 """How many values are looked at below a difference."""
+_FORMULA = 3
+"""How many steps an op that is spelled as a formula may have."""
 
 
 def deepened(compare: Comparison, fit: Fit) -> tuple[Fit, list[Failure]]:
@@ -28,7 +30,11 @@ def deepened(compare: Comparison, fit: Fit) -> tuple[Fit, list[Failure]]:
     outside: list[Failure] = []
     for hole in fit.holes:
         again = _again(compare, hole)
-        if again is not None:
+        deepest = _deepest(compare, hole) if again is None or again[0] is not hole.term else None
+        if deepest is not None:
+            holes += deepest.holes
+            fit = fit.add(deepest._replace(holes=()))
+        elif again is not None:
             term, value, found, passed = again
             fit = fit.add(found)
             if term is hole.term:
@@ -36,10 +42,8 @@ def deepened(compare: Comparison, fit: Fit) -> tuple[Fit, list[Failure]]:
                 hole = Hole("OP", term, hole.operand, name, hole.operand, between=True)
             holes.append(hole)
             outside += _read_outside(compare.view, term, value, {*passed, *_nodes(fit)})
-            continue
-        deepest = _deepest(compare, hole)
-        holes += deepest.holes if deepest is not None else (hole,)
-        fit = fit.add(deepest._replace(holes=())) if deepest is not None else fit
+        else:
+            holes.append(hole)
     return fit._replace(holes=tuple(holes)), outside
 
 
@@ -61,10 +65,9 @@ def _again(compare: Comparison, hole: Hole) -> tuple[Term, Value, Fit, list[fx.N
     if not differs or not isinstance(hole.operand, Value):
         return None
     below = _underneath(compare.view, hole.operand)
-    for term in (hole.term, *_made_of(hole.term)):
-        for place, value in enumerate(below):
-            if not isinstance(term, OpTerm | ChoiceTerm):
-                break
+    terms = [t for t in (hole.term, *_made_of(hole.term)) if isinstance(t, OpTerm | ChoiceTerm)]
+    for place, value in enumerate(below):
+        for term in terms:
             fit = compare.fit(term, value)
             if not fit.holes and fit.matched >= _WHOLE:
                 return term, value, fit, [n for v in (hole.operand, *below[:place]) for n in v.nodes]
@@ -85,15 +88,24 @@ def _underneath(view: View, at: Value) -> list[Value]:
 
 
 def _read_outside(view: View, term: Term, value: Value, inside: set[fx.Node]) -> Iterator[Failure]:
+    """The first reader that is not inside, and not on the way back into it: an op spelled as a formula reads twice."""
     pending = [value]
     for at in pending:
         for user in view.users(at)[:MOST_READERS]:
             if is_a_view(user):
                 pending.append(user)
-            elif user.node not in inside and inside.isdisjoint(user.nodes):
+            elif inside.isdisjoint(_onward(user.node)) and inside.isdisjoint(user.nodes):
                 op = next((t for t in spellings(term) if isinstance(t, OpTerm)), term)
                 yield Failure("EXTERNAL_USE", value, None, op, value, user.node)
                 return
+
+
+def _onward(node: fx.Node) -> set[fx.Node]:
+    """A node and what is computed from it within a few steps."""
+    found = {node}
+    for _ in range(_FORMULA):
+        found |= {user for n in found for user in n.users}
+    return found
 
 
 def _made_of(term: Term) -> Iterator[Term]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fxfuse.authoring.captures import is_optional, is_param, is_scalar
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term, TermGraph, terms_in
 from fxfuse.match.feasible import equal_literal, is_a_scalar, not_a_parameter
-from fxfuse.match.reasons import Failure, one_of_words
+from fxfuse.match.reasons import STRUCTURE, Failure, one_of_words
 from fxfuse.view import Value, View
 from fxfuse.view.ops import SPECS
 
@@ -24,6 +24,8 @@ MOST_READERS = 16
 
 SWAPPED = {"input": "other", "other": "input"}
 
+
+Rank = tuple[int, int, bool, int]
 
 Places = tuple[tuple[Term, Any], ...]
 """Which value (or constant) is which term."""
@@ -78,9 +80,10 @@ class Fit(NamedTuple):
         return self.terms.bit_count()
 
     @property
-    def rank(self) -> tuple[int, int, int]:
-        """Greater for what is farther."""
-        return self.seen.bit_count(), self.terms.bit_count(), -len(self.holes)
+    def rank(self) -> Rank:
+        """Greater for what is farther. Of two as far, that is farther where every operation is there."""
+        whole = not any(hole.code in STRUCTURE for hole in self.holes)
+        return self.seen.bit_count(), self.terms.bit_count(), whole, -len(self.holes)
 
 
 NOTHING = Fit()
@@ -238,7 +241,7 @@ def first_op(term: Term) -> str:
 def is_a_view(value: Value) -> bool:
     """Whether it computes nothing, so that no operation of a pattern can be meant."""
     spec = SPECS.get(value.op)
-    return spec is not None and spec.alias
+    return spec is not None and spec.alias and value.op != "cast"
 
 
 def spellings(term: Term) -> Iterator[Term]:

@@ -15,7 +15,7 @@ from fxfuse.match.feasible import Feasible
 from fxfuse.match.gates import gate
 from fxfuse.match.matching import Match
 from fxfuse.match.near import Probe
-from fxfuse.match.reasons import OF_GATES, Attempt, Failure
+from fxfuse.match.reasons import OF_GATES, STRUCTURE, Attempt, Failure
 from fxfuse.match.search import STEP_LIMIT, Search
 from fxfuse.view import Value, View
 
@@ -28,7 +28,6 @@ FEW = 3
 NEARLY = 3 / 4
 """The share for a place that lacks what the search starts from, and differs in nothing else or lacks nothing else."""
 
-_STRUCTURE = {"OP", "ARITY", "ALTERNATIVES"}
 _MOST = 8
 """How many further reasons of one site are kept."""
 
@@ -217,7 +216,7 @@ def _reasons(place: Place, fit: Fit, outside: list[Failure], failures: list[Fail
     what a gate refuses, or that two places do not hold what they must; only the search can tell.
     """
     holes = _once(hole.failure() for hole in fit.holes)
-    others = [f for f in failures if f.code not in _STRUCTURE]
+    others = [f for f in failures if f.code not in STRUCTURE]
     if failures and failures[0].code == "STEP_LIMIT":
         return failures[:1]
     if others and (not holes or others[0].progress > fit.seen.bit_count()):
@@ -233,7 +232,7 @@ def _of_search(search: Search | None) -> list[Failure]:
     if search is None or [f.code for f in search.failures] == ["STEP_LIMIT"]:
         return search.failures if search is not None else []
     every = _once([*search.failures, *search.farthest.values()])
-    return sorted(every, key=lambda f: (-f.progress, f.code not in OF_GATES, f.code in _STRUCTURE))
+    return sorted(every, key=lambda f: (-f.progress, f.code not in OF_GATES, f.code in STRUCTURE))
 
 
 def _once(failures: Iterable[Failure]) -> list[Failure]:

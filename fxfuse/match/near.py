@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from fxfuse.authoring.terms import ChoiceTerm, ManyTerm, OpTerm, Term, TermGraph
 from fxfuse.errors import listed
 from fxfuse.match.below import deepened
-from fxfuse.match.comparing import MOST_READERS, SWAPPED, Comparison, Fit, Hole, Places, is_a_view, spellings
+from fxfuse.match.comparing import MOST_READERS, SWAPPED, Comparison, Fit, Hole, Places, Rank, is_a_view, spellings
 from fxfuse.match.reasons import Attempt, Failure
 from fxfuse.view import Value, View
 
 _REACH = 16
 """How many values are looked at beyond a difference: an unknown op may be spelled as a formula of many."""
-_BETWEEN = 8
+_BETWEEN = 10
 """How many of them may stand in between."""
 _FORKS = 3
 """How many readers that fit alike are followed."""
@@ -308,7 +308,7 @@ class Probe:
     def attempts(self, places: Places, taken: Mapping[str, str]) -> list[Attempt]:
         """Where a choice is, its alternatives that do not fit there, best first, without those that were taken."""
         self.compare.renew()
-        best: dict[tuple[str, str], tuple[tuple[int, int, int], Attempt]] = {}
+        best: dict[tuple[str, str], tuple[Rank, Attempt]] = {}
         for term, operand in places:
             if not isinstance(term, ChoiceTerm):
                 continue

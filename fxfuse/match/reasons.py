@@ -40,7 +40,10 @@ CODES: dict[str, str] = {
 OF_GATES = frozenset({"EXTERNAL_USE", "GRAPH_OUTPUT", "MUTATION", "CYCLE", "REGION", "CONSTRAINT"})
 """What only a place is refused for where the whole pattern is."""
 
-_COMPARES = frozenset({"OP", "ARITY", "LITERAL", "DTYPE", "SHAPE", "BINDING", "ALTERNATIVES"})
+STRUCTURE = frozenset({"OP", "ARITY", "ALTERNATIVES"})
+"""What says that an operation of the pattern, or an operand, is not there."""
+
+_COMPARES = STRUCTURE | {"LITERAL", "DTYPE", "SHAPE", "BINDING"}
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,8 @@ class Site:
 class Report:
     """What fxfuse did with one compile, or what :func:`fxfuse.explain` found one call would compile.
 
-    ``seconds`` has fxfuse's own time by phase, and under ``inner`` the inner compiler's. ``only_matched``: a pattern was
-    asked about a graph (``Pattern.explain``), and nothing was to be rewritten.
+    ``seconds`` has fxfuse's own time by phase, and under ``inner`` the inner compiler's. ``only_matched``: a pattern
+    was asked about a graph (``Pattern.explain``), and nothing was to be rewritten.
     """
 
     sites: tuple[Site, ...] = ()
@@ -172,7 +172,8 @@ class Report:
         rest = [f"{kinds[k]} {k}" for k in ("kept", "missed") if kinds[k]]
         where = f"{self.graphs} graph{'s' if self.graphs != 1 else ''} of {self.nodes} nodes"
         tail = f"; {', '.join(rest)}" if rest else ""
-        return f"fxfuse: {'matched' if self.only_matched else 'rewrote'} {fused} in {where}{tail} ({self.own_seconds:.2f} s)"
+        did = "matched" if self.only_matched else "rewrote"
+        return f"fxfuse: {did} {fused} in {where}{tail} ({self.own_seconds:.2f} s)"
 
     def __str__(self) -> str:
         from fxfuse.report.text import render  # text is made only when somebody reads it

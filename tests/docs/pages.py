@@ -35,9 +35,12 @@ RUN = ("python", "sh")
 CHANGING = (
     (re.compile(r"\d+(\.\d+)? (s|ms)\b"), "# s"),  # times
     (re.compile(r"(?<=\.md:)\d+|(?<=\.py:)\d+"), "#"),  # lines
-    (re.compile(r" +\d+\.\d$", re.MULTILINE), " #"),  # the last column of `fxfuse check`
+    (re.compile(r"\d+\.\d$", re.MULTILINE), "#"),  # the last column of `fxfuse check`
+    (re.compile(r"\b(\d+)/\1\b"), "all"),  # how much it tried
+    (re.compile(r"\d+(?=% of allowed)"), "#"),
+    (re.compile(r" {2,}"), "  "),  # columns
 )
-"""What may differ from run to run, or with each edit of a page."""
+"""What may differ from run to run, or with an edit of a page or of the checks."""
 
 
 class PageError(AssertionError):

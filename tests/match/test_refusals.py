@@ -143,8 +143,8 @@ NORMS = {
         "LITERAL",
         norm_by(lambda w, x: stats(x) * torch.add(w, 1, alpha=1)),
     ),
-    "added weight": Case(norm_by(lambda w, x: w + stats(x)), "OP"),
-    "weight absent": Case(norm_by(lambda w, x: stats(x)), "OP"),
+    "added weight": Case(norm_by(lambda w, x: w + stats(x)), "ALTERNATIVES"),
+    "weight absent": Case(norm_by(lambda w, x: stats(x)), "ALTERNATIVES"),
     "clamped": Case(norm_by(lambda w, x: (w * stats(x)).clamp(-1, 1)), "OP"),
     "multiplier after the norm": Case(norm_by(lambda w, x: (w * stats(x)) * 0.5), "OP"),
 }
@@ -185,7 +185,7 @@ MLPS = {
         mlp_by(lambda m, h: F.linear(gated(m, h, F.gelu), m.down)),
     ),
     "gate of the input, up of the norm": Case(
-        lambda m, x: F.linear(F.silu(F.linear(x, m.gate)) * F.linear(rms(m, x), m.up), m.down), "OP"
+        lambda m, x: F.linear(F.silu(F.linear(x, m.gate)) * F.linear(rms(m, x), m.up), m.down), "ALTERNATIVES"
     ),
     "gate and up of two norms": Case(
         lambda m, x: F.linear(F.silu(F.linear(rms(m, x), m.gate)) * F.linear(rms(m, x + 1), m.up), m.down), "BINDING"
@@ -206,7 +206,7 @@ MLPS = {
     "weight made at run time": Case(
         mlp_by(lambda m, h: F.linear(F.silu(F.linear(h, m.gate)) * F.linear(h, m.up), h.new_ones(8, 12))), "NOT_A_PARAM"
     ),
-    "post-norm": Case(lambda m, x: x + rms(m, mlp(m, x)), "OP", lambda m, x: x + plain(m, x)),
+    "post-norm": Case(lambda m, x: x + rms(m, mlp(m, x)), "ALTERNATIVES", lambda m, x: x + plain(m, x)),
     "packed, unequal parts": Case(
         mlp_by(lambda m, h: (lambda t: F.linear(F.silu(t[..., :12]) * t[..., 6:18], m.down))(F.linear(h, m.gate_up))),
         "OP",
@@ -233,10 +233,10 @@ def all_bf16(m: Any, x: Any) -> Any:
 DTYPES = {
     "norm computed in bf16": Case(all_bf16, "DTYPE", plain, torch.bfloat16),
     "norm computed in bf16 is one function in fp32": Case(all_bf16, "DTYPE", all_bf16, torch.bfloat16, torch.float32),
-    "rounded after the activation only": Case(
-        mlp_by(lambda m, h: F.linear(F.silu(F.linear(h, m.gate).float()).to(h.dtype) * F.linear(h, m.up), m.down)),
+    "activation not rounded before the product": Case(
+        mlp_by(lambda m, h: F.linear((F.silu(F.linear(h, m.gate).float()) * F.linear(h, m.up)).to(h.dtype), m.down)),
         "OP",
-        plain,
+        mlp_by(lambda m, h: F.linear(F.silu(F.linear(h, m.gate).float()).to(h.dtype) * F.linear(h, m.up), m.down)),
         torch.bfloat16,
     ),
     "offset added in bf16": Case(

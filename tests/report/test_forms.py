@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import Net, options, plain, rows
+from support import Net, mlp, options, plain, rms, rows
 
 import fxfuse
 from fxfuse.report import SCHEMA, ReasonRecord, Report, Site
@@ -18,7 +18,8 @@ def a_report() -> Report:
     """A real one, with a rewritten site and a near miss."""
 
     def body(m: Net, x: torch.Tensor) -> torch.Tensor:
-        return plain(m, x) + torch.nn.functional.silu(x)
+        h = rms(m, x)
+        return plain(m, x) + mlp(m, h) + torch.nn.functional.linear(h, m.router).sum()
 
     return fxfuse.explain(Net(body), (rows(),), options=options(paths=["**"]))
 

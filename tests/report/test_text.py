@@ -75,9 +75,9 @@ def test_a_near_miss_shows_pattern_graph_and_reader() -> None:
         f"{P}: 1 missed (1 reason)",
         "  x1 model.layers.0.mlp  13 of 14 nodes matched, norm=early act=silu",
         "     EXTERNAL_USE  the result of mul (mul_17) is read outside the site",
-        "       pattern  patterns/rms_norm_gated_mlp.py:19                h = rms_norm(x, weight, eps)",
-        "       graph    mul_17: bf16[s0, 4096]  modeling_x.py:88         hidden = self.norm(hidden)",
-        "       reader   linear_40 (model.layers.0.router)  modeling_x.py:91 logits = self.gate(hidden)",
+        "       pattern  patterns/rms_norm_gated_mlp.py:19                 h = rms_norm(x, weight, eps)",
+        "       graph    mul_17: bf16[s0, 4096]  modeling_x.py:88          hidden = self.norm(hidden)",
+        "       reader   linear_40 (model.layers.0.router)  modeling_x.py:91  logits = self.gate(hidden)",
     ]
 
 

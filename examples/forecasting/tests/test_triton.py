@@ -15,19 +15,25 @@ TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"
 
 
 @pytest.mark.skipif(kernels.INTERPRETED, reason="nothing is compiled under TRITON_INTERPRET=1")
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("size", [100, 1024, kernels.LARGEST])
-def test_every_card(dtype: torch.dtype, size: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "size", "tanh"),
+    [
+        (torch.bfloat16, 100, False),
+        (torch.bfloat16, kernels.LARGEST, True),
+        (torch.float16, 1024, False),
+        (torch.float32, kernels.LARGEST, False),
+    ],
+)
+def test_every_card(dtype: torch.dtype, size: int, tanh: bool) -> None:
     pytest.importorskip("triton")
     from fxfuse_forecasting.triton import gate_add_norm as module
 
     meta = module.launch_meta(size)
     pointers = ("packed_ptr", "skip_ptr", "weight_ptr", "bias_ptr", "out_ptr")
     signature = {**dict.fromkeys(pointers, TYPES[dtype]), "n": "i32", "eps": "fp32"}
-    for tanh in (False, True):
-        constants = {"TANH": tanh, "BIAS": True, "BLOCK": meta["BLOCK"]}
-        used = assert_compiles(module.gate_add_norm_kernel, signature, constants, num_warps=meta["num_warps"])
-        assert set(used) == {"sm_80", "sm_90", "sm_100", "gfx942"}
+    constants = {"TANH": tanh, "BIAS": True, "BLOCK": meta["BLOCK"]}
+    used = assert_compiles(module.gate_add_norm_kernel, signature, constants, num_warps=meta["num_warps"])
+    assert set(used) == {"sm_80", "sm_90", "sm_100", "gfx942"}
 
 
 def test_the_pack_imports_without_triton() -> None:

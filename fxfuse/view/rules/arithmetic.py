@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from fxfuse.view.view import View
 
 POWER_OF_TWO = safeguard("power_of_two", "a quotient taken for the product with a reciprocal that is itself rounded")
-FLOATING = safeguard("floating", "an equality of floating-point numbers taken for one of integers")
 
 
 def is_floating(view: View, value: Value) -> bool:
     """Whether a value is of floating point; a pattern's whose dtype is open is taken to be."""
     dtype = value.dtype
     if isinstance(dtype, torch.dtype):
-        return FLOATING(dtype.is_floating_point)
+        return dtype.is_floating_point
     return view.symbolic
 
 
