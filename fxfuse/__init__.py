@@ -12,7 +12,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fxfuse import testing
-    from fxfuse.authoring import Dim, Input, Param, Pattern, Scalar, keep, many, one_of, ordered, pattern, region
+    from fxfuse.authoring import Dim, Input, Param, Scalar, keep, many, one_of, ordered
+    from fxfuse.authoring.pattern import Pattern, pattern
+    from fxfuse.authoring.region import region
     from fxfuse.backend import Backend
     from fxfuse.backend import fxfuse as fxfuse  # public, but not in __all__: a star import must not hide the package
     from fxfuse.capture import explain

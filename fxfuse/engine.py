@@ -6,7 +6,7 @@ match -> select -> choose a kernel and a placement -> rewrite. It compiles nothi
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from fxfuse.authoring.captures import is_scalar
 from fxfuse.describe import site_record
 from fxfuse.errors import OptionError, warn_once
 from fxfuse.kernels import Kernel, SiteFacts, candidates, choose, named, reference, why_none
-from fxfuse.match import Failure, Found, Match, find_regions, find_sites, select
+from fxfuse.match import Failure, Found, Match, find_sites, select, sites_of
 from fxfuse.options import Options
 from fxfuse.params import Derived, NotShareable
 from fxfuse.params.share import find, require_shareable
@@ -177,8 +177,9 @@ class _Work:
         by_pattern: dict[Pattern, list[Found]] = {}
         taken: set[fx.Node] = set()
         for pattern in sorted(self.options.patterns, key=lambda p: -p.size):
-            sites = self._find(view, pattern, () if pattern.name in self.options.named else taken)
-            by_pattern[pattern] = [s for s in sites if pattern.name in self.options.named or s.is_near]
+            asked = pattern.name in self.options.named
+            sites = sites_of(view, pattern, self._absolute, taken=() if asked else taken)
+            by_pattern[pattern] = [s for s in sites if asked or s.is_near]
             taken.update(n for s in sites if s.match is not None and s.reason is None for n in s.nodes)
         found = [site for pattern in self.options.patterns for site in by_pattern[pattern]]
         for site in found:
@@ -190,11 +191,6 @@ class _Work:
                 site.reason = Failure("DISABLED", f"outside paths={list(self.options.paths)}", operand=site.seed)
         found = select(found)
         return [self._guarded_plan(site, in_body) for site in found]
-
-    def _find(self, view: View, pattern: Pattern, taken: Collection[fx.Node]) -> list[Found]:
-        if isinstance(pattern, Region):
-            return find_regions(view, pattern, self._absolute)
-        return find_sites(view, pattern, taken=taken)
 
     def _absolute(self, path: str) -> str:
         return paths.absolute(path, list(self._known.values()))

@@ -13,7 +13,7 @@ import fxfuse
 from fxfuse.authoring import Pattern
 from fxfuse.describe import site_record
 from fxfuse.errors import OptionError
-from fxfuse.match import Failure, Found, find_sites, place_around, select
+from fxfuse.match import Failure, Found, place_around, select, sites_of
 from fxfuse.report import Report
 from fxfuse.view import View
 from fxfuse.view.leaves import innermost_roots, leaves_of, stack_path, stack_paths
@@ -32,7 +32,7 @@ def explain_pattern(
     start = time.perf_counter()
     nodes = _nodes_at(program.graph, at) if at is not None else None
     view = View(program.graph, leaves=leaves_of(program))
-    found = select(find_sites(view, pattern))
+    found = select(sites_of(view, pattern))
     if nodes is not None:
         found = [site for site in found if not nodes.isdisjoint(site.nodes)] or [_nearest(view, pattern, nodes)]
     sites = []

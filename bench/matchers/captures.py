@@ -29,7 +29,7 @@ def dynamo_graph(
 
     torch._dynamo.reset()
     with torch.no_grad():
-        torch.compile(model, backend=look, fullgraph=True, dynamic=dynamic)(*inputs)
+        torch.compile(model, backend=look, fullgraph=True)(*_marked(inputs, dynamic))
     (only,) = seen
     return only
 
@@ -97,7 +97,7 @@ def post_grad_graph(
         stack.enter_context(inductor_config.patch(post_grad_custom_pre_pass=Look()))
         torch._dynamo.reset()
         try:
-            torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(*inputs)
+            torch.compile(model, backend=backend, fullgraph=True)(*_marked(inputs, dynamic))
         except Exception:
             if not seen:
                 raise
@@ -113,6 +113,14 @@ def onnx_model(model: nn.Module, inputs: Sequence[Tensor], *, dynamic: bool = Fa
             model, tuple(inputs), dynamo=True, optimize=True, verbose=False, dynamic_shapes=shapes
         )
     return program.model
+
+
+def _marked(inputs: Sequence[Any], dynamic: bool) -> Sequence[Any]:
+    """Sizes are marked one by one: ``torch.compile(dynamic=True)`` would make an input of a module's eps, too."""
+    for x in inputs if dynamic else ():
+        for dim in range(x.dim() - 1):
+            torch._dynamo.mark_dynamic(x, dim)
+    return inputs
 
 
 def _dynamic(inputs: Sequence[Tensor]) -> tuple[Any, ...]:

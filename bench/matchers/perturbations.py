@@ -206,7 +206,7 @@ def _norm_written(m: Block, x: Tensor) -> Tensor:
 def _input_written(m: Block, x: Tensor) -> Tensor:
     """The pattern's function of what ``x`` was: a site wherever the graph is functional, and a trap where not."""
     h = early_norm(x, m.weight, m.eps)
-    x.mul_(2)
+    x.add_(1)  # not a factor, which a norm would not notice
     return mlp_of(m, h)
 
 
@@ -229,7 +229,8 @@ CASES: Sequence[Case] = (
     Case("x*x for pow", _all(_squares)),
     Case("late cast, pattern has early (bf16)", _all(late), dtype=BF16, rightful=NONE),
     Case("late cast, pattern has both (bf16)", (late, early, late, early), dtype=BF16, norms=("early", "late")),
-    Case("dynamic shapes", _all(early), dynamic=True),
+    Case("dynamic shapes, 3-D", _all(early), dynamic=True),
+    Case("dynamic shapes, 2-D", _all(early), dynamic=True, rank=2, given_rank=2),
     Case("bias", _all(early), bias=True),
     Case("2-D graph, pattern given in 3-D", _all(early), rank=2),
     Case("3-D graph, pattern given in 2-D", _all(early), given_rank=2),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
-
-from torch import fx
 
 from fxfuse.authoring.captures import Capture, Shaped
 from fxfuse.authoring.keys import has_nested_alternatives
@@ -96,12 +94,20 @@ class Pattern:
             rows.append(f"  searched from{without}: {', '.join(dict.fromkeys(t.op for t in form.seeds))}")
         return "\n".join(rows)
 
-    def match(self, gm: fx.GraphModule) -> list[Any]:
-        """The matches in a graph that would be rewritten, in graph order; see ``fxfuse.match.Match``."""
-        from fxfuse.match import find_sites, select  # the matcher reads patterns; here the author asks for it
-        from fxfuse.view import View
+    # The matcher, reports and checks read patterns, so what follows imports them where an author asks for them.
 
-        return [s.match for s in select(find_sites(View(gm.graph), self)) if s.match is not None and s.reason is None]
+    def match(self, program: Any) -> list[Any]:
+        """The matches that would be rewritten, in graph order; see ``fxfuse.match.Match``.
+
+        Args:
+            program: an ``fx.GraphModule`` or ``torch.export.ExportedProgram``.
+        """
+        from fxfuse.match import select, sites_of
+        from fxfuse.view import View
+        from fxfuse.view.leaves import leaves_of
+
+        view = View(program.graph, leaves=leaves_of(program))
+        return [s.match for s in select(sites_of(view, self)) if s.match is not None and s.reason is None]
 
     def explain(self, gm: Any, at: Any = None) -> Any:
         """Why this pattern is, or is not, in a graph: a report of its matches and near misses, as a compile has them.
@@ -114,9 +120,21 @@ class Pattern:
         Raises:
             OptionError: the graph has no such node or module.
         """
-        from fxfuse.explaining import explain_pattern  # reports and the matcher read patterns; the author asks here
+        from fxfuse.explaining import explain_pattern
 
         return explain_pattern(self, gm, at)
+
+    def examples(self, **keywords: Any) -> Iterator[Any]:
+        """An example of every variant, in every dtype, static and symbolic; see ``fxfuse.checking.examples``."""
+        from fxfuse.checking import examples
+
+        return examples(self, **keywords)
+
+    def verify(self, *, seed: int = 0, quick: bool = False) -> Any:
+        """What ``fxfuse check`` finds out about this pattern and its kernels; ``passed`` says whether all is right."""
+        from fxfuse.checking import check_pattern
+
+        return check_pattern(self, seed=seed, quick=quick)
 
     def __copy__(self) -> Pattern:
         return self

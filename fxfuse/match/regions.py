@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import networkx as nx
 import torch
 from torch import fx
 
+from fxfuse.authoring.pattern import Pattern
 from fxfuse.authoring.region import Region
 from fxfuse.errors import OptionError
-from fxfuse.match.finding import Found
+from fxfuse.match.finding import Found, find_sites
 from fxfuse.match.gates import gate
 from fxfuse.match.matching import Match
 from fxfuse.paths import binding, filled
@@ -59,6 +60,13 @@ class RegionMatch(Match):
 
 
 _WEIGHTS = (LeafKind.PARAMETER, LeafKind.BUFFER)
+
+
+def sites_of(view: View, pattern: Pattern, absolute: Absolute = str, *, taken: Collection[fx.Node] = ()) -> list[Found]:
+    """All sites of a pattern, whether it is given by structure or by paths; see `find_sites` and `find_regions`."""
+    if isinstance(pattern, Region):
+        return find_regions(view, pattern, absolute)
+    return find_sites(view, pattern, taken=taken)
 
 
 def find_regions(view: View, region: Region, absolute: Absolute) -> list[Found]:

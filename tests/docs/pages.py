@@ -105,7 +105,7 @@ def blocks(text: str) -> Iterator[Block | None]:
 
 
 def run(page: Path, folder: Path) -> list[Shown]:
-    """Run a page's blocks in ``folder``. What a block prints must be shown, and what is shown must have been printed."""
+    """Run a page's blocks in ``folder``. What prints must be shown, and what is shown must have been printed."""
     namespace: dict[str, Any] = {"__name__": "page"}
     shown: list[Shown] = []
     last: tuple[Block, str] | None = None

@@ -12,6 +12,7 @@ from torch import nn
 
 import fxfuse
 from fxfuse import OptionError, PatternError, region
+from tests.support import capture
 
 PAIR = ("model.layers.*.post_attention_layernorm", "model.layers.*.mlp")
 IDS = (torch.arange(12).reshape(2, 6),)
@@ -143,3 +144,13 @@ def test_names_and_pickles() -> None:
     assert (again.name, again.globs, again.priority) == (one.name, one.globs, one.priority)
     with pytest.raises(PatternError, match="a region's name is an identifier"):
         region("model.layers.0")
+
+
+def test_a_region_can_be_asked_about_a_graph() -> None:
+    gm, _ = capture(tiny("llama"), *IDS)
+    one = made("asked")
+    first, second = one.match(gm)
+    assert set(first.captures) >= {"x", "mlp_gate_proj_weight", "constants"}
+    assert not set(first.nodes) & set(second.nodes)
+    assert one.explain(gm).matched == {"asked": 2}
+    assert one.describe().endswith("  modules: model.layers.*.post_attention_layernorm\n  modules: model.layers.*.mlp")

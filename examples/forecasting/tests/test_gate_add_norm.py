@@ -1,4 +1,4 @@
-"""The pattern and its kernels. `TRITON_INTERPRET=1 pytest` runs the Triton kernel on the CPU; a GPU runs it as it is."""
+"""The pattern and its kernels. `TRITON_INTERPRET=1 pytest` runs the Triton kernel on the CPU; with a GPU it runs there."""
 
 from __future__ import annotations
 
