@@ -99,6 +99,8 @@ def source_line(node: fx.Node) -> tuple[str, str]:
 
 
 def _type(operand: object) -> str:
+    if isinstance(operand, fx.Node):
+        operand = Value("", {}, operand, meta=operand.meta.get("example_value", operand.meta.get("val")))
     if isinstance(operand, Value) and not isinstance(operand.meta, SymbolicMeta):
         return describe_tensor(operand)
     return ""

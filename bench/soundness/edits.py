@@ -333,6 +333,8 @@ def number_beside(rng: random.Random, recorded: Recorded, b: Builder, captures: 
     inputs = [c for c in captures if captures[c][0] == "x"]
     if inputs:
         captures[inputs[-1]] = b.operand((), torch.float32, shift=1.0)
+        if rng.random() < 0.4:
+            remove_cast(rng, recorded, b, captures)
 
 
 @_edit(1)
@@ -397,3 +399,13 @@ def batch_of_weights(rng: random.Random, recorded: Recorded, b: Builder, capture
     for name in [c for c in captures if captures[c][0] == "x" and b.env[captures[c]].dim() == 2]:
         value = b.env[captures[name]]
         captures[name] = b.operand((rng.choice((1, 2, 3)), *value.shape), value.dtype)
+
+
+@_edit(0.3)
+def rows_elsewhere(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """A product of flattened rows comes back in another order of the leading dimensions."""
+    for op in recorded.ops:
+        if op.name == "linear" or "matmul" in op.template or "@" in op.template:
+            weight = "{1}.t()" if op.name == "linear" else "{1}"
+            flat = "{0}.reshape(-1, {0}.shape[-1])"
+            op.name, op.template = "", f"({flat} @ {weight}).reshape({{0}}.shape[1], {{0}}.shape[0], -1)"

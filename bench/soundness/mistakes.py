@@ -106,6 +106,10 @@ MISTAKES: dict[str, tuple[str, ...]] = {
         "{0}.unflatten(-1, (2, -1)).transpose(-1, -2)", "{0}.reshape(-1, {0}.shape[0], 2)",
         "{0}.unflatten(-1, (-1, 2)).flip(-1)", "{0}.view(-1, {0}.shape[-1] // 2, 2)",
     ),
+    "where": (
+        "torch.where({0}, torch.scalar_tensor({1}, dtype=torch.bfloat16), {2})", "torch.where({0}, {2}, {1})",
+        "{2}.masked_fill(~{0}, {1})", "torch.where({0}, 2 * {1}, {2})",
+    ),
     "repeat": (
         "{0}.repeat(1, 2, 1)", "{0}[:, None].expand(-1, 2, -1, -1).reshape({0}.shape[0], -1, {0}.shape[-1])",
         "{0}.repeat_interleave(2, dim=0)", "torch.cat(({0}, {0}), -2)",

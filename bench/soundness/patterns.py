@@ -205,6 +205,11 @@ def any_weight(x: Any = Input(..., D), w: Any = Input(..., N, D)) -> Any:
     return torch.exp(F.linear(x, w))
 
 
+@pattern("fuzz_where")
+def where(x: Any = Input(..., D), mask: Any = Input(..., D, dtype=torch.bool), c: Any = Scalar(float)) -> Any:
+    return torch.tanh(torch.where(mask, c, x))
+
+
 @pattern("fuzz_weighted")
 def weighted(x: Any = Input(..., D), w: Any = Param(D)) -> Any:
     return torch.sigmoid((w * x).float())

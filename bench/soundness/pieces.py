@@ -147,7 +147,7 @@ def _plain(b: Builder, capture: Any, sizes: Mapping[Dim, int]) -> Any:
 
 def _scalar(rng: random.Random, capture: Any) -> Any:
     if capture.type is float:
-        return rng.choice((1e-6, 1e-6, 1e-5, 0.25, 1, 1.0))
+        return rng.choice((1e-6, 1e-6, 1e-5, 0.25, 0.3, 1, 1.0))
     if capture.type is int:
         return rng.choice((-1, 0, 1, 2))
     if capture.type is bool:

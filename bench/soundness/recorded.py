@@ -142,6 +142,8 @@ def _known(
         return name, [given[0], *given[2:]]
     if name == "unflatten" and args[1:] == [-1, (-1, 2)]:
         return "split_heads", args[:1]
+    if name == "where" and len(args) == 3:
+        return name, args
     if name == "repeat_interleave" and args[1:] == [2] and kwargs.get("dim") == -2:
         return "repeat", args[:1]
     if name == "getitem" and node.args[1] == (..., slice(2, None, None)):

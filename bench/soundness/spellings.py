@@ -109,6 +109,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "split_heads": (
         "{0}.unflatten(-1, (-1, 2))", "{0}.view({0}.shape[:-1] + (-1, 2))", "{0}.reshape(*{0}.shape[:-1], -1, 2)",
     ),
+    "where": ("torch.where({0}, {1}, {2})", "{2}.masked_fill({0}, {1})", "torch.where(~{0}, {2}, {1})"),
     "repeat": (
         "{0}.repeat_interleave(2, dim=-2)",
         "{0}[:, :, None].expand(-1, -1, 2, -1).reshape({0}.shape[0], -1, {0}.shape[-1])",

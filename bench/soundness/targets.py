@@ -45,9 +45,6 @@ TARGETS: dict[str, Aim] = {
     "constant": Aim(("fuzz_nested_choice",), "gelu_tanh", MISTAKES["gelu_tanh"][1:], dtype=FP32),
     "count": Aim(NORMS, "mean", ("{0}.sum(-1, keepdim=True) / ({n} + 1)", "{0}.sum(-1, keepdim=True) / 5"), dtype=FP32),
     "equal_parts": Aim(("fuzz_packed_glu",), "first_half", ("{0}[..., 1 : 1 + {0}.shape[-1] // 2]",)),
-    "equal_parts_of_slice": Aim(
-        ("fuzz_packed_glu",), "first_half", ("{0}[..., 1 : 1 + {0}.shape[-1] // 2]",), captures="aten"
-    ),
     "same_border": Aim(("fuzz_slice",), "slice_from_2", ("{0}[..., 2:5]", "{0}[..., 2:-1]")),
     "exponent": Aim(NORMS, "square", ("{0}.pow(3)", "{0} ** 4", "{0}.pow(1)")),
     "gate.binding": Aim(("fuzz_each", "fuzz_low_only"), edit="other_operand"),
@@ -98,6 +95,11 @@ TARGETS: dict[str, Aim] = {
         ("{0}[:, :, None].expand(-1, -1, 2, -1).reshape(-1, {0}.shape[1], {0}.shape[-1])",),
         behind=("same-type", "same-strides"),
     ),
+    "rows_kept": Aim(
+        ("fuzz_plain_product", "fuzz_nested_choice"), "", (), edit="rows_elsewhere", captures="aten", lead=2,
+        behind=("same-type", "same-strides"),
+    ),
+    "same_number": Aim(("fuzz_where",), "where", MISTAKES["where"][:1], dtype=FP32, captures="aten"),
     "rounded_once": Aim(("fuzz_nested_choice",), "silu", ("{0} * torch.sigmoid({0})",), dtype=BF16),
     "same_dimensions": Aim(("fuzz_attention",), "transpose_last", ("{0}.T",), square=True, lead=2),
     "same_dtype": Aim((), "", ("{0}.to(torch.bfloat16)", "{0}.to(torch.float16).to({0}.dtype)"), wrap=True, dtype=FP32),

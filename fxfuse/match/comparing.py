@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fxfuse.authoring.captures import is_optional, is_param, is_scalar
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term, TermGraph, terms_in
 from fxfuse.match.feasible import equal_literal, is_a_scalar, not_a_parameter
-from fxfuse.match.reasons import STRUCTURE, Failure, one_of_words
+from fxfuse.match.reasons import STRUCTURE, Failure, one_of_words, words
 from fxfuse.view import Value, View
 from fxfuse.view.ops import SPECS
 
@@ -201,14 +201,14 @@ class Comparison:
                     total = total.add(self.fit(item, operand))
                 elif not isinstance(item, DtypeTerm) and not equal_literal(item, operand):
                     found = given if given is not None else _default(term, name)
-                    shown = found if isinstance(found, Value) else repr(found)
+                    shown = words(found) if isinstance(found, Value) else repr(found)
                     wrong.append(Hole("LITERAL", term, value, f"{term.op} {name}={wanted}", f"{name}={shown}"))
                     break
         for name in value.args:
             if name not in term.args:
                 given = self.view.operand(value.args[name])
                 code = "ARITY" if isinstance(given, Value) else "LITERAL"
-                wrong.append(Hole(code, term, value, f"{term.op} without {name}", f"{name}={given}"))
+                wrong.append(Hole(code, term, value, f"{term.op} without {name}", f"{name}={words(given)}"))
         return total if not wrong else total._replace(terms=total.terms & ~bit, holes=(*wrong, *total.holes))
 
 

@@ -201,7 +201,9 @@ def _told(view: View, pattern: Pattern, place: Place) -> Found:
         others = ((t, v) for t, v in asked if not (isinstance(t, ChoiceTerm) and t.name == first.term.name))
         asked = ((first.term, first.operand), *others)
     matched = max(fit.matched, place.matched)
-    reason = replace(first, progress=matched, also=tuple(rest[:_MOST]), tried=_tried(probe, asked, choices, failures))
+    reason = replace(
+        first, progress=matched, also=tuple(rest[:_MOST]), tried=_tried(probe, asked, choices, first, failures)
+    )
     order = view.effects.order
     nodes = tuple(sorted(set(_nodes(place._replace(fit=fit))), key=order.__getitem__))
     variant = {name: choices[name] for name in pattern.choices if name in choices}
@@ -242,9 +244,11 @@ def _once(failures: Iterable[Failure]) -> list[Failure]:
     return list(found.values())
 
 
-def _tried(probe: Probe, places: Places, choices: dict[str, str], failures: list[Failure]) -> tuple[Attempt, ...]:
+def _tried(
+    probe: Probe, places: Places, choices: dict[str, str], reason: Failure, failures: list[Failure]
+) -> tuple[Attempt, ...]:
     """The alternatives that were not taken: what is missing of each, or what else the search met there."""
-    missing = probe.attempts(places, choices)
+    missing = probe.attempts(places, choices, reason)
     known = {(a.choice, a.label) for a in missing}
     for failure in failures:
         for name, label in failure.variant:

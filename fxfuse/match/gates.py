@@ -170,6 +170,7 @@ def _no_cycle(match: Match) -> Failure | None:
 
 _GATES = (
     (_interior_is_not_captured, (safeguard("gate.binding", "a capture that the site itself makes"),)),
+    (_no_writes, (safeguard("gate.mutation", "a write to what the site reads or makes, between its parts"),)),
     (
         _no_other_readers,
         (
@@ -178,7 +179,6 @@ _GATES = (
         ),
     ),
     (_no_cycle, (safeguard("gate.cycle", "a site that reads what is computed from its own results"),)),
-    (_no_writes, (safeguard("gate.mutation", "a write to what the site reads or makes, between its parts"),)),
     (_one_region, (safeguard("gate.region", "a switch of grad mode or autocast at the site"),)),
     (_one_device, ()),
     (_constraints, (safeguard("gate.constraint", "a match that the pattern's own conditions refuse"),)),

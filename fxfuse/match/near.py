@@ -305,20 +305,21 @@ class Probe:
 
     # --- what else was tried ----------------------------------------------------------------------------------------
 
-    def attempts(self, places: Places, taken: Mapping[str, str]) -> list[Attempt]:
+    def attempts(self, places: Places, taken: Mapping[str, str], reason: Failure) -> list[Attempt]:
         """Where a choice is, its alternatives that do not fit there, best first, without those that were taken."""
         self.compare.renew()
         best: dict[tuple[str, str], tuple[Rank, Attempt]] = {}
         for term, operand in places:
             if not isinstance(term, ChoiceTerm):
                 continue
-            fitting = {label for label, t in term.alternatives.items() if not self.compare.fit(t, operand).holes}
+            fits = any(not self.compare.fit(t, operand).holes for t in term.alternatives.values())
+            settled = fits and reason.term not in set(spellings(term))
             for label, alternative in term.alternatives.items():
                 tried = self.compare.fit(alternative, operand)
                 key = (term.name, label)
                 if taken.get(term.name) == label or not tried.holes or (key in best and best[key][0] >= tried.rank):
                     continue
-                best[key] = tried.rank, Attempt(*key, tried.holes[0].failure(), tried.matched, bool(fitting))
+                best[key] = tried.rank, Attempt(*key, tried.holes[0].failure(), tried.matched, settled)
         return [attempt for _, attempt in sorted(best.values(), key=lambda pair: pair[0], reverse=True)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from fxfuse.authoring.terms import ChoiceTerm, OpTerm, Term
+from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, OpTerm, Term
 from fxfuse.errors import listed
 from fxfuse.view import Value
 
@@ -79,13 +79,15 @@ class Failure:
 
     def sentence(self) -> str:
         """What was expected and what was found, in words."""
-        code, expected, found = self.code, _words(self.expected), _words(self.found)
+        code, expected, found = self.code, words(self.expected), words(self.found)
         if code == "EXTERNAL_USE":
             return f"the result of {expected} is read outside the site"
         if code == "GRAPH_OUTPUT":
             return f"the result of {expected} is returned by the graph"
         if code == "NOT_A_PARAM":
             return f"{expected} must be a parameter or buffer of the model; found {found}"
+        if code == "BINDING" and isinstance(self.term, CaptureTerm):
+            expected = f"{self.term} to be {expected} as elsewhere in the site"
         if code in _COMPARES and self.found is not None:
             return f"expected {expected}, found {found}" + (" in between" if self.between else "")
         return expected
@@ -95,7 +97,7 @@ class Failure:
 class Attempt:
     """An alternative of a ``one_of`` that was not taken: where it stopped, and how many operations of it were found.
 
-    ``settled``: another alternative fits, so that the choice is not what stands in the way.
+    ``settled``: another alternative fits, and the reason lies elsewhere, so that the choice is not in question.
     """
 
     choice: str
@@ -107,12 +109,12 @@ class Attempt:
 
 def expected_words(failure: Failure) -> str:
     """What the pattern wanted, in words; empty where the reason compares nothing."""
-    return _words(failure.expected) if failure.found is not None else ""
+    return words(failure.expected) if failure.found is not None else ""
 
 
 def found_words(failure: Failure) -> str:
     """What the graph has instead, in words."""
-    return _words(failure.found) if failure.found is not None else ""
+    return words(failure.found) if failure.found is not None else ""
 
 
 def one_of_words(choice: ChoiceTerm) -> str:
@@ -125,7 +127,8 @@ def place_of(term: Term | None) -> str:
     return term.op if isinstance(term, OpTerm) else str(getattr(term, "name", ""))
 
 
-def _words(operand: Any) -> str:
+def words(operand: Any) -> str:
+    """A value of the graph as a reader knows it: a parameter by its path, a result by its op and node."""
     if isinstance(operand, Value):
         if operand.leaf is not None:
             return f"{operand.leaf.kind.value} {operand.leaf.path or operand.node.name}"

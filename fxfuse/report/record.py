@@ -27,7 +27,7 @@ class ReasonRecord:
         graph_node, graph_type, graph_line, graph_text, graph_path: the graph's, with the model's code and module.
         reader_node, reader_line, reader_text, reader_path: who else reads, writes or returns the value.
         alternative, matched, settled: of an attempt, which alternative (``norm=offset``), how many operations of it
-            fit, and whether another alternative fits.
+            fit, and whether another alternative fits and the reason lies elsewhere.
         tried: the alternatives that were not taken, best first, each with its own reason.
     """
 

@@ -9,8 +9,6 @@ from fxfuse.errors import listed
 from fxfuse.report.record import ReasonRecord, Report, Site
 
 _ORDER = ("matched", "rewritten", "kept", "missed")
-_ELSEWHERE = {"OP", "ARITY", "ALTERNATIVES"}
-"""What says that the pattern is not all there: then a choice that is settled is not what a reader asks about."""
 _MOST = 3
 """How many further reasons, and how many alternatives, are shown of a site; the record has them all."""
 
@@ -67,8 +65,8 @@ def _group(group: Sequence[Site]) -> list[str]:
     else:
         shared, extra = sum(s.shared_bytes for s in group), sum(s.extra_bytes for s in group)
         weights = first.weights + (f" ({_bytes(shared)} in place)" if shared else "")
-        what = f"{variant}  kernel={first.kernel} weights={weights}" + (f" +{_bytes(extra)}" if extra else "")
-    lines = [f"  x{len(group)} {merge_paths([s.modules for s in group])}  {what}"]
+        what = f"{variant}  kernel={first.kernel} weights={weights}".lstrip() + (f" +{_bytes(extra)}" if extra else "")
+    lines = [f"  x{len(group)} {merge_paths([s.modules for s in group])}  {what}".rstrip()]
     if first.outcome != "rewritten" and first.detail is not None:
         lines += _reason(first.detail, first.modules)
         further = (r for r in first.also if r.sentence != first.detail.sentence)
@@ -87,11 +85,14 @@ def _reason(reason: ReasonRecord, modules: Sequence[str]) -> list[str]:
     lines = [f"     {reason.code}  {reason.sentence}"]
     elsewhere = reason.graph_path if reason.graph_path not in modules else ""
     node = _in(_typed(reason.graph_node, reason.graph_type), elsewhere)
+    other = "writer" if reason.code == "MUTATION" else "reader"
     rows = [
         ("pattern", "", reason.pattern_line, reason.pattern_text),
         ("graph", node, reason.graph_line, reason.graph_text),
-        ("reader", _in(reason.reader_node, reason.reader_path), reason.reader_line, reason.reader_text),
+        (other, _in(reason.reader_node, reason.reader_path), reason.reader_line, reason.reader_text),
     ]
+    if reason.reader_node == reason.graph_node:
+        rows.pop()
     rows = [r for r in rows if r[1] or r[2]]
     for label, node, line, text in rows:
         place = f"{node}  {line}" if node and line else node or line
@@ -108,18 +109,13 @@ def _in_short(reason: ReasonRecord, modules: Sequence[str]) -> str:
 
 
 def _tried(reason: ReasonRecord) -> list[str]:
-    """The alternatives, those together that met the same.
-
-    Where one was taken, only others that began to fit; and where that one fits, only if all else does, too: then a
-    reader may wonder whether another was meant.
-    """
+    """The alternatives in question, those together that met the same; where one was taken, what began to fit."""
     groups: dict[tuple[str, str], list[ReasonRecord]] = {}
     for tried in reason.tried:
         choice = tried.alternative.partition("=")[0]
-        in_question = reason.code == "ALTERNATIVES" and choice == reason.at
+        headline = reason.code == "ALTERNATIVES" and choice == reason.at
         alike = (tried.at, tried.code, tried.found) == (reason.at, reason.code, reason.found)
-        elsewhere = tried.settled and reason.code in _ELSEWHERE
-        if in_question or (tried.matched and not alike and not elsewhere):
+        if headline or (tried.matched and not tried.settled and not alike):
             groups.setdefault((choice, f"{tried.code} {tried.found}".rstrip()), []).append(tried)
     lines = []
     for (choice, stopped), group in groups.items():

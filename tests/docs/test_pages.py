@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from tests.docs.pages import main
@@ -42,7 +45,7 @@ Prose, and what nobody runs:
         ("[project]\n```\n", "[project]\n", "the block has no end"),
     ],
 )
-def test_a_page_that_is_wrong_fails_and_says_where(tmp_path, capsys, old, new, said) -> None:
+def test_a_page_that_is_wrong_fails_and_says_where(tmp_path: Path, capsys: Any, old: str, new: str, said: str) -> None:
     page = tmp_path / "page.md"
     page.write_text(GOOD)
     assert main([str(page)]) == 0
@@ -52,7 +55,7 @@ def test_a_page_that_is_wrong_fails_and_says_where(tmp_path, capsys, old, new, s
     assert said in capsys.readouterr().out
 
 
-def test_writing_what_was_printed(tmp_path, capsys) -> None:
+def test_writing_what_was_printed(tmp_path: Path, capsys: Any) -> None:
     page = tmp_path / "page.md"
     page.write_text(GOOD.replace("3 took 77 ms", "nonsense\nof two lines"))
     assert main([str(page), "--write"]) == 0

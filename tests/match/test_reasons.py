@@ -1,102 +1,69 @@
-"""Every reason code as a user reads it, exact, and as data; beside each stands a twin one edit away that matches.
+"""Every reason code as a user reads it: exactly the example of docs/reasons.md, and the same as data.
 
-Only line numbers are masked: they belong to the files that the lines are in.
+Beside each stands a twin, one edit away, that is rewritten. Line numbers are masked, since they belong to the files
+that the lines are in, and so are measured errors.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
-from match.test_refusals import gated, mlp_by, norm_by, router, stats
-from support import HIDDEN, INTER, PATTERN, Net, capture, mlp, options, plain, rms, rows
+from match import example_models as models
+from support import HIDDEN, INTER, PATTERN, Net, capture, mlp, rows
 
 import fxfuse
 from fxfuse import Dim, Input, Param, Pattern, Report, many, pattern
 from fxfuse.describe import site_record
 from fxfuse.engine import fuse
-from fxfuse.match import find_sites
+from fxfuse.match import CODES, find_sites
 from fxfuse.options import Options, parse
 from fxfuse.view import View
 
+DOCS = Path(__file__).parents[2] / "docs" / "reasons.md"
 D, N, K = Dim("hidden"), Dim("intermediate"), Dim("out")
+(HEADLINE,) = parse({"patterns": [PATTERN]}).patterns
 
 
-@dataclass
-class Case:
-    """What is captured of ``body``, refused, and of ``twin``, which differs in one thing and is not."""
-
-    body: Callable[..., Any]
-    text: str
-    twin: Callable[..., Any] = plain
-    patterns: tuple[Pattern, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-    twin_options: dict[str, Any] | None = None
-    dtype: torch.dtype = torch.float32
-    more: dict[str, Any] = field(default_factory=dict)
-    look: Callable[..., Report] | None = None
+# --- patterns and kernels that the examples need --------------------------------------------------------------------
 
 
-def explained(case: Case, body: Callable[..., Any], given: dict[str, Any]) -> Report:
-    """The report on one side of a case."""
-    torch._dynamo.reset()
-    model, x = Net(body, case.dtype, **case.more), rows(dtype=case.dtype)
-    if case.look is not None:
-        return case.look(model, x, **given)
-    if not case.patterns:
-        return fxfuse.explain(model, (x,), options={**options(), **given})
-    gm, examples = capture(model, x)
-    return fuse(gm, examples, active(case.patterns, **given)).report
+@pattern("gated")
+def gated(x: Any = Input(..., D), gate: Any = Param(N, D), up: Any = Param(N, D)) -> Any:
+    return F.silu(F.linear(x, gate)) * F.linear(x, up)
 
 
-def active(patterns: tuple[Pattern, ...], **kernels: str) -> Options:
-    """Options under which these patterns are the library: all of them are active, none is named."""
-    named = tuple((name, (kernel,)) for name, kernel in kernels.items())
-    return dataclasses.replace(parse(None), patterns=patterns, kernels=named)
+@pattern("preferred", priority=1)
+def preferred(x: Any = Input(..., D), gate: Any = Param(N, D), up: Any = Param(N, D)) -> Any:
+    return F.silu(F.linear(x, gate)) * F.linear(x, up)
 
 
-def shown(report: Report) -> str:
-    """The rows of all sites, without line numbers."""
-    lines = str(report).splitlines()[2:]
-    body = [line for line in lines if not line.startswith("time: ")]
-    return re.sub(r"(\.py):\d+", r"\1:#", "\n".join(body)).strip()
-
-
-# --- patterns and kernels that the cases need -----------------------------------------------------------------------
-
-
-@pattern("bare_gate")
-def bare_gate(x: Any = Input(..., D), gate: Any = Param(N, D), up: Any = Param(N, D), down: Any = Param(K, N)) -> Any:
-    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
-
-
-@pattern("gate_product", priority=1)
-def gate_product(h: Any = Input(..., D), gate: Any = Param(N, D), up: Any = Param(N, D)) -> Any:
-    return F.silu(F.linear(h, gate)) * F.linear(h, up)
-
-
-@pattern("whole_gate")
-def whole_gate(x: Any = Input(..., D), gate: Any = Param(N, D), up: Any = Param(N, D), down: Any = Param(K, N)) -> Any:
+@pattern("gated_mlp")
+def gated_mlp(x: Any = Input(..., D), gate: Any = Param(N, D), up: Any = Param(N, D), down: Any = Param(K, N)) -> Any:
     return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
 
 
 @pattern("siblings")
 def siblings(x: Any = Input(..., D), weights: Any = Param(N, D, many=True)) -> Any:
-    return many(lambda w: F.linear(F.silu(x).exp(), w), weights)
+    h = torch.tanh(x).exp()
+    return many(lambda w: F.linear(h, w), weights)
 
 
-@pattern("shared_weight")
-def shared_weight(x: Any = Input(..., D), a: Any = Param(N, D), y: Any = Input(..., D)) -> Any:
+@pattern("two_results")
+def two_results(x: Any = Input(..., D), a: Any = Param(N, D), y: Any = Input(..., D)) -> Any:
     return F.silu(F.linear(x, a)), torch.tanh(F.linear(y, a))
 
 
-@pattern("nobodys")
-def nobodys(x: Any = Input(..., D), w: Any = Param(N, D)) -> Any:
+@pattern("bounded")
+def bounded(x: Any = Input(..., D), w: Any = Param(N, D)) -> Any:
     return torch.tanh(F.linear(x, w)).exp()
 
 
@@ -105,162 +72,192 @@ def unmeasured(x: Any = Input(..., D), w: Any = Param(N, D)) -> Any:
     return torch.tanh(F.linear(x, w)).exp()
 
 
-@pattern("forward_only")
-def forward_only(x: Any = Input(..., D), w: Any = Param(N, D)) -> Any:
+@pattern("without_backward")
+def without_backward(x: Any = Input(..., D), w: Any = Param(N, D)) -> Any:
     return torch.tanh(F.linear(x, w)).exp()
 
 
-@pattern("broken")
-def broken(x: Any = Input(..., D), w: Any = Param(N, D)) -> Any:
+@pattern("faulty")
+def faulty(x: Any = Input(..., D), w: Any = Param(N, D)) -> Any:
     return torch.tanh(F.linear(x, w)).exp()
 
 
 @fxfuse.kernel(unmeasured, name="fast", device="cpu")
-def fast(x: Any, w: Any) -> Any:
-    return torch.tanh(F.linear(x, w)).exp()
-
-
-@fxfuse.kernel(forward_only, name="inference", default=True)
-def inference(x: Any, w: Any) -> Any:
-    return torch.tanh(F.linear(x, w)).exp()
-
-
-@fxfuse.kernel(broken, name="transposed", device="cpu", default=True)
-def transposed(x: Any, w: Any) -> Any:
-    return torch.tanh(F.linear(x, w)).exp().mT
-
-
-@fxfuse.kernel(broken, name="wrong", device="cpu")
-def wrong(x: Any, w: Any) -> Any:
-    return torch.tanh(F.linear(x, w)).exp() * 1.01
-
-
-@fxfuse.kernel(broken, name="right", device="cpu")
+@fxfuse.kernel(faulty, name="right", device="cpu")
+@fxfuse.kernel(without_backward, name="inference", default=True)
 def right(x: Any, w: Any) -> Any:
     return torch.tanh(F.linear(x, w)).exp()
 
 
-def bounded(m: Any, x: Any) -> Any:
-    return torch.tanh(F.linear(x, m.gate)).exp()
+@fxfuse.kernel(faulty, name="transposed", default=True)
+def transposed(x: Any, w: Any) -> Any:
+    return torch.tanh(F.linear(x, w)).exp().mT
 
 
-def differentiable(m: Any, x: Any) -> Any:
-    return torch.tanh(F.linear(x, m.trained)).exp()
+@fxfuse.kernel(faulty, name="one_percent_off", device="cpu")
+def one_percent_off(x: Any, w: Any) -> Any:
+    return torch.tanh(F.linear(x, w)).exp() * 1.01
 
 
-def written_between(m: Any, x: Any) -> Any:
-    h = rms(m, x)
-    g = F.silu(F.linear(h, m.gate))
-    h.add_(1)
-    return F.linear(g * F.linear(h, m.up), m.down)
+# --- the cases ------------------------------------------------------------------------------------------------------
+
+Body = Callable[..., Any]
 
 
-def written_after(m: Any, x: Any) -> Any:
-    y = plain(m, x)
-    return y.add_(1)
+@dataclass
+class Case:
+    """A forward that is refused, and a twin that is not. Of these ``patterns`` none is named by the user."""
+
+    body: Body
+    twin: Body = models.site
+    patterns: tuple[Pattern, ...] = (HEADLINE,)
+    kernels: dict[str, str] = field(default_factory=lambda: {PATTERN: "plain"})
+    twin_patterns: tuple[Pattern, ...] | None = None
+    twin_kernels: dict[str, str] | None = None
+    dtype: torch.dtype = torch.float32
+    more: dict[str, Any] = field(default_factory=dict)
+    verify: bool = False
+    steps: int | None = None
+
+    def report(self) -> Report:
+        return self._report(self.body, self.patterns, self.kernels)
+
+    def twin_report(self) -> Report:
+        patterns = self.patterns if self.twin_patterns is None else self.twin_patterns
+        return self._report(self.twin, patterns, self.kernels if self.twin_kernels is None else self.twin_kernels)
+
+    def _report(self, body: Body, patterns: tuple[Pattern, ...], kernels: dict[str, str]) -> Report:
+        torch._dynamo.reset()
+        gm, examples = capture(Net(body, self.dtype, **self.more), rows(dtype=self.dtype))
+        if self.steps is not None and body is self.body and kernels is self.kernels:
+            (found,) = find_sites(View(gm.graph, examples), patterns[0], limit=self.steps)
+            return Report((site_record(found, found.reason, ("",), "missed"),))
+        named = tuple((name, (kernel,)) for name, kernel in kernels.items())
+        given: Options = parse({"verify": self.verify})
+        return fuse(gm, examples, dataclasses.replace(given, patterns=patterns, kernels=named)).report
 
 
-def switched_inside(m: Any, x: Any) -> Any:
-    h = rms(m, x)
-    g = F.silu(F.linear(h, m.gate))
-    with torch.set_grad_enabled(False):
-        u = F.linear(h, m.up)
-    return F.linear(g * u, m.down)
+def parameter(*shape: int, grad: bool = False) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.ones(*shape), requires_grad=grad)
 
 
-def switched_after(m: Any, x: Any) -> Any:
-    y = plain(m, x)
-    with torch.set_grad_enabled(False):
-        return y + x.sin()
-
-
-def after_itself(m: Any, x: Any) -> Any:
-    first = F.silu(F.linear(x, m.gate))
-    return first, torch.tanh(F.linear(first[..., :HIDDEN] + x, m.gate))
-
-
-def beside_itself(m: Any, x: Any) -> Any:
-    first = F.silu(F.linear(x, m.gate))
-    return first, torch.tanh(F.linear(x.exp()[..., :HIDDEN] + x, m.gate))
-
-
-def stopped(model: Any, x: Any, limit: int = 5) -> Report:
-    gm, examples = capture(model, x)
-    (found,) = find_sites(View(gm.graph, examples), HEADLINE, limit=limit)
-    return Report((site_record(found, found.reason, ("",), "missed" if found.reason else "rewritten"),))
-
-
-def verified(model: Any, x: Any, **kernels: str) -> Report:
-    gm, examples = capture(model, x)
-    return fuse(gm, examples, dataclasses.replace(active((broken,), **kernels), verify=True)).report
-
-
-(HEADLINE,) = parse({"patterns": [PATTERN]}).patterns
-PART = {"part": torch.nn.Parameter(torch.randn(6, HIDDEN), requires_grad=False)}
-TRAINED = {"trained": torch.nn.Parameter(torch.randn(INTER, HIDDEN))}
+ON = {PATTERN: "plain"}
 
 CASES: dict[str, Case] = {
-    "OP": Case(mlp_by(lambda m, h: F.linear(gated(m, h).clamp(max=1.0), m.down)), ""),
-    "ARITY": Case(
-        lambda m, x: F.linear(F.silu(F.linear(x, m.gate, m.gate_bias)) * F.linear(x, m.up), m.down),
-        "",
-        mlp,
-        (bare_gate,),
-        {"bare_gate": "reference"},
+    "OP": Case(models.clamped_product),
+    "ARITY": Case(models.gate_with_bias, models.gate_without_bias, (gated,), {"gated": "reference"}),
+    "LITERAL": Case(models.scaled_by_two_plus_weight, models.scaled_by_one_plus_weight),
+    "DTYPE": Case(models.statistics_in_bf16, dtype=torch.bfloat16),
+    "SHAPE": Case(models.one_up_row, more={"one_row": parameter(1, HIDDEN)}),
+    "BINDING": Case(models.statistics_of_another_tensor),
+    "ALTERNATIVES": Case(models.norm_without_weight, models.norm_with_weight),
+    "EXTERNAL_USE": Case(models.routed, models.routed_by_the_input),
+    "GRAPH_OUTPUT": Case(models.norm_returned),
+    "MUTATION": Case(models.written_between, models.written_after),
+    "CYCLE": Case(models.two_in_a_row, models.two_side_by_side, (two_results,), {"two_results": "reference"}),
+    "REGION": Case(models.switched_inside, models.switched_after),
+    "NOT_A_PARAM": Case(models.doubled_gate),
+    "REQUIRES_GRAD": Case(
+        models.trained, models.bounded, (without_backward,), {}, more={"trained": parameter(INTER, HIDDEN, grad=True)}
     ),
-    "ARITY of siblings": Case(
-        lambda m, x: F.linear(F.silu(x).exp(), m.gate),
-        "",
-        lambda m, x: (F.linear(h := F.silu(x).exp(), m.gate), F.linear(h, m.up)),
-        (siblings,),
-        {"siblings": "reference"},
-    ),
-    "LITERAL": Case(norm_by(lambda w, x: stats(x) * (2.0 + w)), "", norm_by(lambda w, x: stats(x) * (1.0 + w))),
-    "DTYPE": Case(
-        lambda m, x: mlp(m, m.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))),
-        "",
-        dtype=torch.bfloat16,
-    ),
-    "SHAPE": Case(
-        mlp_by(lambda m, h: F.linear(F.silu(F.linear(h, m.gate)) * F.linear(h, m.part).repeat(1, 1, 2), m.down)),
-        "",
-        more=PART,
-    ),
-    "BINDING": Case(
-        norm_by(lambda w, x: w * (x * torch.rsqrt((x + 1).pow(2).mean(-1, keepdim=True) + 1e-6))),
-        "",
-        norm_by(lambda w, x: w * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))),
-    ),
-    "ALTERNATIVES": Case(
-        mlp_by(lambda m, h: F.linear(gated(m, h, F.mish), m.down)),
-        "",
-        mlp_by(lambda m, h: F.linear(gated(m, h, F.gelu), m.down)),
-    ),
-    "ALTERNATIVES that got equally far": Case(norm_by(lambda w, x: stats(x)), "", norm_by(lambda w, x: w * stats(x))),
-    "EXTERNAL_USE": Case(router, "", lambda m, x: (plain(m, x), F.linear(x, m.router))),
-    "GRAPH_OUTPUT": Case(lambda m, x: (mlp(m, h := rms(m, x)), h), "", lambda m, x: (plain(m, x), x.sin())),
-    "MUTATION": Case(written_between, "", written_after),
-    "CYCLE": Case(after_itself, "", beside_itself, (shared_weight,), {"shared_weight": "reference"}),
-    "REGION": Case(switched_inside, "", switched_after),
-    "NOT_A_PARAM": Case(mlp_by(lambda m, h: F.linear(F.silu(F.linear(h, m.gate * 2)) * F.linear(h, m.up), m.down)), ""),
-    "REQUIRES_GRAD": Case(differentiable, "", bounded, (forward_only,), more=TRAINED),
-    "CONSTRAINT": Case(
-        mlp_by(lambda m, h: F.linear(F.silu(F.linear(h, m.gate, m.gate_bias)) * F.linear(h, m.up), m.down)),
-        "",
-        mlp_by(lambda m, h: F.linear(F.silu(F.linear(h, m.gate, m.gate_bias)) * F.linear(h, m.up, m.up_bias), m.down)),
-    ),
+    "CONSTRAINT": Case(models.bias_on_gate_alone, models.bias_on_both),
     "OVERLAP": Case(
         mlp,
-        "",
-        lambda m, x: F.linear(F.silu(F.linear(x, m.gate)) * F.linear(x, m.up), m.down, m.down_bias).sin(),
-        (whole_gate, gate_product),
-        {"whole_gate": "reference", "gate_product": "reference"},
+        mlp,
+        (gated_mlp, preferred),
+        {"gated_mlp": "reference", "preferred": "reference"},
+        twin_patterns=(gated_mlp,),
     ),
-    "COST": Case(bounded, "", bounded, (unmeasured,), {}, {"unmeasured": "fast"}),
-    "NO_KERNEL": Case(bounded, "", bounded, (nobodys,), {}, {"nobodys": "reference"}),
-    "REWRITE_ERROR": Case(bounded, "", bounded, (broken,), {}, {"broken": "right"}),
-    "VERIFY": Case(bounded, "", bounded, (), {"broken": "wrong"}, {"broken": "right"}, look=verified),
-    "DISABLED": Case(plain, "", plain, (), {"kernels": {PATTERN: "off"}}, {"kernels": {PATTERN: "plain"}}),
-    "DISABLED by paths": Case(plain, "", plain, (), {"paths": ["elsewhere.**", "!**"], "on_miss": "silent"}, {}),
-    "STEP_LIMIT": Case(plain, "", plain, (), {"limit": 5}, {"limit": 20_000}, look=stopped),
+    "COST": Case(models.bounded, models.bounded, (unmeasured,), {}, twin_kernels={"unmeasured": "fast"}),
+    "NO_KERNEL": Case(models.bounded, models.bounded, (bounded,), {}, twin_kernels={"bounded": "reference"}),
+    "REWRITE_ERROR": Case(models.bounded, models.bounded, (faulty,), {}, twin_kernels={"faulty": "right"}),
+    "VERIFY": Case(
+        models.bounded,
+        models.bounded,
+        (faulty,),
+        {"faulty": "one_percent_off"},
+        twin_kernels={"faulty": "right"},
+        verify=True,
+    ),
+    "DISABLED": Case(models.site, kernels={PATTERN: "off"}, twin_kernels=ON),
+    "STEP_LIMIT": Case(models.site, steps=5, twin_kernels=ON),
 }
+
+FURTHER: dict[str, tuple[Case, str]] = {
+    "an activation that the pattern does not know": (
+        Case(models.with_mish, models.with_gelu),
+        """\
+rms_norm_gated_mlp: 1 missed (1 reason)
+  x1 (top level)  10 of 11 nodes matched, norm=early proj=separate
+     ALTERNATIVES  expected act=silu, gelu, gelu_tanh or relu, found mish (activated)
+       pattern  patterns/rms_norm_gated_mlp.py:#                 a = one_of(
+       graph    activated: f32[2, 3, 12]  example_models.py:#    activated = F.mish(F.linear(h, m.gate))
+     also tried: act=silu, gelu, gelu_tanh or relu, stopped at silu, gelu or relu (OP mish (activated))""",
+    ),
+    "a group of one": (
+        Case(models.one_projection, models.two_projections, (siblings,), {"siblings": "reference"}),
+        """\
+siblings: 1 missed (1 reason)
+  x1 (top level)  3 of 3 nodes matched
+     ARITY  expected at least 2 siblings, found 1
+       pattern  match/test_reasons.py:#                          return many(lambda w: F.linear(h, w), weights)
+       graph    linear: f32[2, 3, 12]  example_models.py:#       return F.linear(h, m.gate)""",
+    ),
+}
+
+
+def shown(report: Report) -> str:
+    """The rows of all sites, without line numbers and measured errors."""
+    lines = [line for line in str(report).splitlines()[2:] if not line.startswith("time: ")]
+    text = re.sub(r"(\.py):\d+", r"\1:#", "\n".join(lines)).strip()
+    return re.sub(r"\d\.\de-\d\d", "#", text)
+
+
+def documented(code: str) -> str:
+    """The section of docs/reasons.md on a code."""
+    match = re.search(rf"^## {code}\n(.*?)(?=^## |\Z)", DOCS.read_text(encoding="utf-8"), re.M | re.S)
+    assert match is not None, f"docs/reasons.md has no section {code}"
+    return match[1]
+
+
+def test_every_code_has_an_example_and_a_section() -> None:
+    assert list(CASES) == list(CODES)
+    sections = re.findall(r"^## ([A-Z_]+)$", DOCS.read_text(encoding="utf-8"), re.M)
+    assert sections == list(CODES)
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_the_example_of_the_docs_is_what_a_user_reads(code: str) -> None:
+    section = documented(code)
+    example = re.search(r"^```text\n(.*?)\n```$", section, re.M | re.S)
+    assert example is not None
+    report = CASES[code].report()
+    assert example[1] == shown(report)
+    assert [s.code for s in report.sites if s.code] == [code]
+    assert "What to do:" in section
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_the_twin_is_rewritten(code: str) -> None:
+    report = CASES[code].twin_report()
+    assert [s.outcome for s in report.sites] == ["rewritten"], str(report)
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_the_record_has_all_of_it(code: str) -> None:
+    report = CASES[code].report()
+    again = Report.from_json(report.to_json())
+    assert again == report
+    assert str(again) == str(report)
+    (site,) = (s for s in again.sites if s.code == code)
+    assert site.detail is not None
+    assert (site.detail.code, site.detail.sentence) == (site.code, site.reason)
+    assert site.detail.graph_node
+    json.loads(report.to_json())
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_texts(name: str) -> None:
+    case, text = FURTHER[name]
+    assert shown(case.report()) == text
+    assert [s.outcome for s in case.twin_report().sites] == ["rewritten"]

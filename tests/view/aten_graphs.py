@@ -68,7 +68,7 @@ def inductor_graph(model: Any, args: Sequence[Any], kind: str, *, dynamic: bool 
 
     class Look(compat.custom_graph_pass()):  # type: ignore[misc]
         def __call__(self, graph: fx.Graph) -> None:
-            gm = graph.owning_module
+            gm: Any = graph.owning_module
             seen.append(Captured(gm, leaves_of(gm)))
             raise _Seen
 
@@ -94,7 +94,7 @@ def graph_of(kind: str, model: nn.Module, args: Sequence[Any], *, dynamic: bool 
         return inductor_graph(model, args, kind, dynamic=dynamic)
     program = exported(model, args, dynamic=dynamic)
     if kind == "export module":
-        return Captured(program.module())  # type: ignore[arg-type]
+        return Captured(program.module())
     if kind == "export decomposed":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -56,7 +56,7 @@ class Layer(nn.Module):
         self.norm, self.mlp = Norm(settings[0]), MLP(*settings[1:])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.norm(x))
 
 
 class Model(nn.Module):
@@ -104,7 +104,7 @@ def matched(captured: Captured) -> list[Found]:
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_found_n_of_n_times(kind: str, dtype: torch.dtype, dynamic: bool):
+def test_found_n_of_n_times(kind: str, dtype: torch.dtype, dynamic: bool) -> None:
     styles = [*STYLES, *STYLES]
     sites = matched(graph_of(kind, model_of(styles, dtype), (rows(dtype=dtype),), dynamic=dynamic))
     assert [site.variant for site in sites] == [variant_of(style, dtype) for style in styles]
@@ -115,12 +115,12 @@ def test_found_n_of_n_times(kind: str, dtype: torch.dtype, dynamic: bool):
 
 @pytest.mark.parametrize("shape", [(6, HIDDEN), (1, 1, HIDDEN), (2, 2, 3, HIDDEN)], ids=str)
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
-def test_rows_of_any_rank(dtype: torch.dtype, shape: tuple[int, ...]):
+def test_rows_of_any_rank(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     for kind in ("export decomposed", "post-grad, before"):
         assert len(matched(graph_of(kind, model_of(["llama"], dtype), (rows(*shape, dtype=dtype),)))) == 1, kind
 
 
-def test_a_residual_that_inductor_has_merged_into_the_down_projection():
+def test_a_residual_that_inductor_has_merged_into_the_down_projection() -> None:
     """On CPU its own passes make one addmm of a product of two dimensions and the sum behind it: none is left alone."""
     captured = graph_of("post-grad, after", model_of(["llama"], FP32), (rows(6, HIDDEN),))
     (site,) = find_sites(captured.view(), rms_norm_gated_mlp)
@@ -227,12 +227,12 @@ NOT_FOUND_IN_BF16: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["export", *FUNCTIONAL])
-def test_spellings_and_their_mutants(kind: str, dtype: torch.dtype):
+def test_spellings_and_their_mutants(kind: str, dtype: torch.dtype) -> None:
     unfound = NOT_FOUND | (NOT_FOUND_IN_BF16 if dtype is BF16 else {})
     assert _found(FOUND | unfound, kind, dtype) == set(FOUND)
 
 
-def test_a_shared_view_names_what_its_reader_gets():
+def test_a_shared_view_names_what_its_reader_gets() -> None:
     captured = graph_of("post-grad, before", _net(shared_rows, FP32), (rows(),))
     (site,) = find_sites(captured.view(), rms_norm_gated_mlp)
     assert site.reason is not None

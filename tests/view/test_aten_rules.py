@@ -147,7 +147,7 @@ def named(form: str, dtype: torch.dtype) -> str:
 
 
 @pytest.mark.parametrize("case", IN_FP32, ids=lambda case: case.form)
-def test_in_fp32(case: Decomposed):
+def test_in_fp32(case: Decomposed) -> None:
     got = canonicals([case.spelling, *case.mutants])
     assert got.pop(case.spelling) == case.form
     assert case.form not in got.values()
@@ -157,14 +157,14 @@ def test_in_fp32(case: Decomposed):
 
 @pytest.mark.parametrize("dtype", LOW, ids=["bf16", "fp16"])
 @pytest.mark.parametrize("case", IN_LOW_PRECISION, ids=lambda case: case.spelling[:40])
-def test_in_low_precision(case: Decomposed, dtype: torch.dtype):
+def test_in_low_precision(case: Decomposed, dtype: torch.dtype) -> None:
     got = canonicals([case.spelling, *case.mutants], dtype)
     form = named(case.form, dtype)
     assert got.pop(case.spelling) == form
     assert form not in got.values()
 
 
-def test_a_bias_that_is_added_after_rounding_is_no_bias():
+def test_a_bias_that_is_added_after_rounding_is_no_bias() -> None:
     spelling = "F.linear(x, M) + M[0]"
     assert "add(linear(x, M)" in canonicals([spelling], BF16)[spelling]
 
@@ -185,7 +185,7 @@ def different(a: torch.Tensor, b: torch.Tensor) -> int:
 
 @dataclass
 class Rounded:
-    """Eager's op, what Inductor makes of it between casts, how many numbers of 65536 may differ; one with a rounding."""
+    """Eager's op, what Inductor makes of it between casts, how many of 65536 numbers may differ, and a mutant."""
 
     op: Callable[[torch.Tensor], torch.Tensor]
     between_casts: Callable[[torch.Tensor], torch.Tensor]
@@ -217,7 +217,7 @@ ROUNDED = {
 
 @pytest.mark.parametrize("dtype", LOW, ids=["bf16", "fp16"])
 @pytest.mark.parametrize("name", ROUNDED)
-def test_an_op_between_casts_is_eagers_op(name: str, dtype: torch.dtype):
+def test_an_op_between_casts_is_eagers_op(name: str, dtype: torch.dtype) -> None:
     case, x = ROUNDED[name], every(dtype)
     eager = case.op(x)
     assert different(eager, case.between_casts(x.float()).to(dtype)) <= case.allowed
@@ -225,7 +225,7 @@ def test_an_op_between_casts_is_eagers_op(name: str, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=["bf16", "fp16"])
-def test_softmax_rounds_once(dtype: torch.dtype):
+def test_softmax_rounds_once(dtype: torch.dtype) -> None:
     scores = (torch.randn(256, 128) * 4).to(dtype)
     eager = F.softmax(scores, -1)
     assert different(eager, F.softmax(scores.float(), -1).to(dtype)) == 0
@@ -247,7 +247,7 @@ def test_softmax_rounds_once(dtype: torch.dtype):
         ("rounded_once", "x / (1 + torch.exp(-x))", "silu(x)", BF16),
     ],
 )
-def test_a_lifted_safeguard_equates_a_mutant(name: str, mutant: str, form: str, dtype: torch.dtype):
+def test_a_lifted_safeguard_equates_a_mutant(name: str, mutant: str, form: str, dtype: torch.dtype) -> None:
     assert canonicals([mutant], dtype)[mutant] != form
     with lifted(name):
         assert canonicals([mutant], dtype)[mutant] == form

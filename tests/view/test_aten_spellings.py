@@ -69,12 +69,12 @@ def _words(dtype: torch.dtype, kind: str) -> dict[str, str]:
             program = program.run_decompositions(dict(compat.inductor_decompositions()))
     view = View(program.graph, leaves=LEAVES)
     (results,) = program.graph.output_node().args
-    return {e: words(view, view.operand(r)) for e, r in zip(SPELLINGS, results, strict=True)}  # type: ignore[arg-type]
+    return {e: words(view, view.operand(r)) for e, r in zip(SPELLINGS, results, strict=True)}
 
 
 @pytest.mark.parametrize("kind", ["exported", "decomposed", "of Inductor"])
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=["fp32", "bf16", "fp16"])
-def test_every_dialect_has_one_form(dtype: torch.dtype, kind: str):
+def test_every_dialect_has_one_form(dtype: torch.dtype, kind: str) -> None:
     expected, got = _torch_level(dtype), _words(dtype, kind)
     assert not {e for e in NOT_ALIKE if e not in SPELLINGS}
     alike = {e for e in SPELLINGS if got[e] == expected[e]}

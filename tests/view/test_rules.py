@@ -96,6 +96,67 @@ RULES = [
             "M.transpose(0, 1) @ x.transpose(1, 2)",
         ),
     ),
+    Rule(
+        "torch.einsum('bsd,nd->bsn', x, W)",
+        "linear(x, W)",
+        (
+            "torch.einsum('bsd,nd->bns', x, W)",
+            "torch.einsum('bsd,nd->sbn', x, W)",
+            "torch.einsum('bsd,dn->bsn', x, M)",
+            "torch.einsum('bsd,nd->bsn', x[..., :1], W)",  # which einsum broadcasts
+            "torch.einsum('bsd,bnd->bsn', x, C)",
+            "torch.einsum('bsd,nd->bn', x, W)",
+            "torch.einsum('bsd,nd->bsnd', x, W)",
+            "torch.einsum('bsd,ne->bsn', x, W)",
+        ),
+    ),
+    Rule(
+        "torch.einsum('...qd,...kd->...qk', x, y)",
+        "matmul(x, transpose(y, dim0=-2, dim1=-1))",
+        (
+            "torch.einsum('...qd,...kd->...kq', x, y)",
+            "torch.einsum('...qd,...kd->...qk', x, C)",
+            "torch.einsum('...qd,...kd->...qk', x[:1], y)",
+            "torch.einsum('...qd,...qd->...q', x, y)",
+            "torch.einsum('bqd,akd->bqk', x, y)",
+        ),
+    ),
+    Rule(
+        "torch.addmm(w, y[0], M)",
+        "linear(select(y, dim=-3, index=0), transpose(M, dim0=-2, dim1=-1), w)",
+        (
+            "torch.addmm(w, y[0], M.t())",
+            "torch.addmm(w, y[0], M, alpha=2)",
+            "torch.addmm(w, y[0], M, beta=2)",
+            "torch.addmm(x[0], y[0], M)",
+            "torch.addmm(w[:1], y[0], M)",
+        ),
+    ),
+    Rule(
+        "x / 8", "mul(x, other=0.125)", ("x / 7", "x * 8", "8 / x", "x // 8", "torch.div(x, 8, rounding_mode='floor')")
+    ),
+    Rule(
+        "x.masked_fill(y > 0, -1e4)",
+        "where(gt(y, other=0), input=-10000.0, x)",
+        (
+            "x.masked_fill(y < 0, -1e4)",
+            "x.masked_fill(y > 0, -1e3)",
+            "torch.where(y > 0, x, -1e4)",
+            "y.masked_fill(y > 0, -1e4)",
+        ),
+    ),
+    Rule("x * -1", "neg(x)", ("x * 1", "x * -2", "x - 1", "x ** -1")),
+    Rule("1 - x", "sub(input=1, x)", ("x - 1", "1 + x", "torch.rsub(x, 1, alpha=2)", "2 - x")),
+    Rule(
+        "x.var(-1, unbiased=False)",
+        "var(x, dim=-1, correction=0)",
+        ("x.var(-1)", "x.var(-2, unbiased=False)", "x.std(-1, unbiased=False)", "x.var(unbiased=False)"),
+    ),
+    Rule(
+        "torch.norm(x, dim=-1)",
+        "vector_norm(x, dim=-1)",
+        ("torch.norm(x)", "torch.norm(x, p=1, dim=-1)", "x.norm(dim=0)"),
+    ),
     Rule("x @ W.permute(1, 0)", "linear(x, W)", ("x @ M.permute(0, 1)", "x @ C.permute(0, 2, 1)")),
     Rule("x @ W.T", "linear(x, W)", ("x @ M", "x @ C.mT")),
     Rule(

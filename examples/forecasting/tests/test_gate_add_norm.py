@@ -1,4 +1,4 @@
-"""The pattern and its kernels. `TRITON_INTERPRET=1 pytest` runs the Triton kernel on the CPU; with a GPU it runs there."""
+"""The pattern and its kernels. `TRITON_INTERPRET=1 pytest` runs the Triton kernel on the CPU, and a GPU runs it, too."""
 
 from __future__ import annotations
 

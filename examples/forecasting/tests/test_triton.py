@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -51,10 +52,10 @@ def test_the_pack_imports_without_triton() -> None:
         ({"bias": (5,)}, r"bias has shape \(5,\), expected \(4,\)"),
     ],
 )
-def test_errors_name_what_was_given(change: dict[str, object], message: str) -> None:
+def test_errors_name_what_was_given(change: dict[str, Any], message: str) -> None:
     from fxfuse_forecasting.triton.gate_add_norm import gate_add_norm
 
-    given = {"packed": (2, 8), "skip": (2, 4), "weight": (4,), "bias": (4,), "eps": 1e-5, "gate": "glu", **change}
+    given: dict[str, Any] = {"packed": (2, 8), "skip": (2, 4), "weight": (4,), "bias": (4,), "eps": 1e-5, "gate": "glu", **change}
     values = {name: torch.zeros(v) if isinstance(v, tuple) else v for name, v in given.items()}
     with pytest.raises(ValueError, match=message):
         gate_add_norm(**values)

@@ -8,7 +8,7 @@ from fxfuse.safeguards import safeguard
 from fxfuse.view.ops import is_transpose_attribute, spec_of
 from fxfuse.view.rules.conditions import is_parameter, is_wide
 from fxfuse.view.rules.registry import rule
-from fxfuse.view.values import SymbolicMeta, Value, same_size
+from fxfuse.view.values import SymbolicMeta, Value, same_shape, same_size
 
 if TYPE_CHECKING:
     from fxfuse.view.view import View
@@ -113,12 +113,12 @@ def einsum_of_matrices(view: View, value: Value) -> Value | None:
     together = not batch or (batch == lead[:-1] and len(lead) == len(batch) + 1)
     if not SAME_LABELS(distinct and together and out[:-1] == lead):
         return None
-    if batch and not view.symbolic and not _no_broadcast(x, w, len(batch)):
+    if set(right[-2:]) != {d, n} or "*" in right[-2:]:
+        return None
+    if not view.symbolic and not _of_one_size(x, w, right.index(d) - len(right), bool(batch)):
         return None
     if right[-2:] == [d, n]:
         return value.become("matmul", {"input": x, "other": w}, "einsum = matmul")
-    if right[-2:] != [n, d]:
-        return None
     if not batch:
         return value.become("linear", {"input": x, "weight": w}, "einsum = linear")
     turned = value.part("transpose", {"input": w, "dim0": -2, "dim1": -1}, SymbolicMeta(w.dtype, None, w.device))
@@ -136,6 +136,9 @@ def _labels(equation: str) -> tuple[list[str], list[str], list[str]] | None:
     return list(sides[0]), list(sides[1]), list(out)
 
 
-def _no_broadcast(x: Value, w: Value, count: int) -> bool:
-    """Whether the batch dimensions are of one size each."""
-    return all(map(same_size, (x.shape or ())[:count], (w.shape or ())[:count]))
+def _of_one_size(x: Value, w: Value, place: int, batched: bool) -> bool:
+    """Whether contracted and batch dimensions are of one size each: einsum would broadcast one of size one."""
+    left, right = x.shape or (), w.shape or ()
+    if not left or len(right) < 2 or not same_size(left[-1], right[place]):
+        return False
+    return same_shape(left[:-2], right[:-2]) if batched else len(right) == 2
