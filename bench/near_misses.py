@@ -51,23 +51,26 @@ EXAMPLES = (
     Example(
         "OLMo2: the norm comes after",
         "Olmo2Config",
-        "OLMo2 normalises what attention and MLP return, not what they are given: between the norm and the projections\n"
-        "the residual is added. No fused kernel for norm and MLP may reach over that sum.",
+        """\
+OLMo2 normalises what attention and MLP return, not what they are given: between the norm and the projections the
+residual is added. No fused kernel for norm and MLP may reach over that sum.""",
     ),
     Example(
         "Gemma2: two norms around each part",
         "Gemma2Config",
-        "`pre_feedforward_layernorm` feeds the MLP, so those are sites. `post_attention_layernorm`, which has the name\n"
-        "that feeds the MLP in Llama, does not: a fuser that goes by names joins the wrong two. Asked about that norm,\n"
-        "the pattern says how far it gets there.",
+        """\
+`pre_feedforward_layernorm` feeds the MLP, so those are sites. `post_attention_layernorm`, which has the name of the
+norm that feeds the MLP in Llama, does not: a fuser that goes by names joins the wrong two. Asked about that norm, the
+pattern says how far it gets there.""",
         ("model.layers.0.post_attention_layernorm",),
         {"head_dim": 8},
     ),
     Example(
         "Qwen3-MoE: the router reads the norm",
         "Qwen3MoeConfig",
-        "The projections are grouped matrix products over routed tokens, which is another operation; and were they not,\n"
-        "the router reads the norm's result, too.",
+        """\
+The projections are grouped matrix products over routed tokens, which is another operation; and were they not, the
+router reads the norm's result, too.""",
         (),
         {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     ),
@@ -115,9 +118,9 @@ def page() -> str:
     head = f"""\
 # Near misses
 
-What `fxfuse.explain` says of models that nearly have RMSNorm in front of a gated MLP (`{PATTERN}`), and why not quite.
-Tiny random models of transformers {transformers.__version__}, {LAYERS} layers; made by `python -m bench.near_misses --write`. The codes are
-explained in [reasons.md](reasons.md).
+What `fxfuse.explain` says of models that nearly have RMSNorm in front of a gated MLP (`{PATTERN}`), and why
+not quite. Tiny random models of transformers {transformers.__version__}, {LAYERS} layers, made by
+`python -m bench.near_misses --write`. The codes are explained in [reasons.md](reasons.md).
 """
     return "\n\n".join([head.rstrip(), *map(section, EXAMPLES)]) + "\n"
 

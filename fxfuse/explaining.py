@@ -55,8 +55,10 @@ def _nodes_at(graph: fx.Graph, at: fx.Node | str) -> set[fx.Node]:
     for node in graph.nodes:
         if node.op not in {"placeholder", "output"}:
             named.setdefault(node.name, set()).add(node)
-            for path in filter(None, stack_paths(node)):
-                named.setdefault(path, set()).add(node)
+            for path in stack_paths(node):
+                while path:
+                    named.setdefault(path, set()).add(node)
+                    path = path.rpartition(".")[0]
     if at not in named:
         near = difflib.get_close_matches(str(at), named, n=_NEAREST, cutoff=0.5)
         hint = f"; nearest: {', '.join(map(repr, near))}" if near else ""

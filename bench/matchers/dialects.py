@@ -37,7 +37,7 @@ def gemma(dtype: torch.dtype) -> nn.Module:
     config = GemmaConfig(
         vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=64, pad_token_id=0,
-        hidden_activation="gelu_pytorch_tanh",
+        hidden_act="gelu_pytorch_tanh",
     )  # fmt: skip
     return Logits(AutoModelForCausalLM.from_config(config, dtype=dtype))
 
@@ -97,7 +97,7 @@ def views(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, View]:
     return {
         "Dynamo": View(captured.graph, examples),
         "export": View(plain.graph_module.graph, leaves=leaves_of(plain)),
-        "export, module()": View(module.graph),  # type: ignore[arg-type]
+        "export, module()": View(module.graph),
         "export, inference": View(decomposed.graph_module.graph, leaves=leaves_of(decomposed)),
         "post-grad": View(post_grad.graph, leaves=post_grad.meta[LEAVES]),
     }

@@ -25,8 +25,7 @@ class DecoderLayer(nn.Module):
         self.query, self.key, self.value, self.out = (parameter(WIDTH, WIDTH) for _ in range(4))
         self.gate, self.up, self.down = parameter(INNER, WIDTH), parameter(INNER, WIDTH), parameter(WIDTH, INNER)
         angles = torch.outer(torch.arange(TOKENS), 1e4 ** -torch.linspace(0, 1, WIDTH // HEADS // 2)).repeat(1, 2)
-        self.register_buffer("cos", angles.cos().to(dtype))
-        self.register_buffer("sin", angles.sin().to(dtype))
+        self.cos, self.sin = nn.Buffer(angles.cos().to(dtype)), nn.Buffer(angles.sin().to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         h = early_norm(x, self.first, EPS)

@@ -27,6 +27,7 @@ def repeated(gm: fx.GraphModule, times: int, stream: fx.Node) -> fx.GraphModule:
     maps = [{holder: _copied(graph, holder, {}, known) for holder in others} for known in storages]
     for copied, known in zip(maps, storages, strict=True):
         copied[stream] = state
+        known[_storage(_value_of(stream))] = _value_of(state)  # a cast that changes nothing is its operand's storage
         for node in body:
             copied[node] = _copied(graph, node, copied, known)
         state = copied[first]
@@ -44,7 +45,7 @@ def _copied(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node], know
     if node.op == "placeholder":
         made.target = made.name
         if hasattr(node, "_dynamo_source"):
-            made._dynamo_source = node._dynamo_source  # type: ignore[attr-defined]
+            made._dynamo_source = node._dynamo_source
     for key in ("example_value", "val"):
         if key in node.meta:
             made.meta[key] = _fresh(node.meta[key], known)
@@ -57,7 +58,7 @@ def _fresh(value: Any, known: dict[int, Any]) -> Any:
         return type(value)(_fresh(v, known) for v in value)
     if not isinstance(value, Tensor):
         return value
-    key = value.untyped_storage()._cdata
+    key = _storage(value)
     with getattr(value, "fake_mode", contextlib.nullcontext()):
         base = known.get(key)
         if base is None:
@@ -65,6 +66,14 @@ def _fresh(value: Any, known: dict[int, Any]) -> Any:
             known[key] = base
         made = torch.as_strided(base, value.shape, value.stride(), value.storage_offset())
         return nn.Parameter(made, requires_grad=False) if isinstance(value, nn.Parameter) else made
+
+
+def _value_of(node: fx.Node) -> Any:
+    return node.meta.get("example_value", node.meta.get("val"))
+
+
+def _storage(value: Tensor) -> int:
+    return value.untyped_storage()._cdata
 
 
 def repeated_onnx(model: Any, times: int) -> Any:
@@ -115,7 +124,7 @@ def holder_of(gm: fx.GraphModule, shape: Sequence[int]) -> fx.Node:
     """The placeholder of the only runtime input, known by its shape."""
     found = []
     for node in gm.graph.find_nodes(op="placeholder"):
-        value = node.meta.get("example_value", node.meta.get("val"))
+        value = _value_of(node)
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and tuple(value.shape) == tuple(shape):
             found.append(node)
     (only,) = found

@@ -409,3 +409,18 @@ def rows_elsewhere(rng: random.Random, recorded: Recorded, b: Builder, captures:
             weight = "{1}.t()" if op.name == "linear" else "{1}"
             flat = "{0}.reshape(-1, {0}.shape[-1])"
             op.name, op.template = "", f"({flat} @ {weight}).reshape({{0}}.shape[1], {{0}}.shape[0], -1)"
+
+
+@_edit(1)
+def drop_op(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """An operation of one operand is left out."""
+    single = [op for op in recorded.ops if len(op.args) == 1 and isinstance(op.args[0], Ref) and op.name in _UNARY]
+    if single:
+        gone = rng.choice(single[-1:] if rng.random() < 0.5 else single)
+        recorded.ops.remove(gone)
+        for op in recorded.ops:
+            op.args = [gone.args[0] if a == Ref(gone.key) else a for a in op.args]
+        recorded.results = [gone.args[0] if r == Ref(gone.key) else r for r in recorded.results]
+
+
+_UNARY = {"tanh", "sigmoid", "relu", "silu", "gelu", "gelu_tanh", "exp", "neg", "square", "softmax"}

@@ -47,7 +47,7 @@ def _generate(rng: random.Random, patterns: Sequence[Pattern], target: str) -> P
     if rng.random() < 0.1 and b.env:
         b.run(rng.choice(MUTATIONS).format(rng.choice(list(b.env))))
     program = b.program()
-    if rng.random() < 0.04:
+    if rng.random() < 0.03:
         program = _dynamic(program, rng)
     return program
 

@@ -155,6 +155,16 @@ def both_or_none(m: Any) -> None:
     m.require((m.a is None) == (m.b is None), "p and q need a bias both, or neither")
 
 
+@pattern("fuzz_both_absent")
+def both_absent(
+    x: Any = Input(..., D), p: Any = Param(OUT, D), q: Any = Param(OUT, D), a: Any = Param(OUT, optional=True),
+    b: Any = Param(OUT, optional=True),
+) -> Any:  # fmt: skip
+    """Where both operands are absent, something else is computed than what lacks them."""
+    y = torch.sigmoid(F.linear(x, p, a)) * F.linear(x, q, b)
+    return torch.tanh(y) if a is None and b is None else y
+
+
 @pattern("fuzz_two_inputs")
 def two_inputs(x: Any = Input(..., D), y: Any = Input(..., D), p: Any = Param(D)) -> Any:
     """Two roots, each with an input of its own: one may come to depend on the other."""

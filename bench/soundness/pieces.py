@@ -191,7 +191,7 @@ def _operand(
 
 def emit(b: Builder, recorded: Recorded, captures: Mapping[str, Any], *, respell: float) -> None:
     """Add the operations as statements, each in a random spelling with the probability ``respell``."""
-    names: dict[int | str, str] = {**captures}
+    names: dict[int | str, str] = {name: captures[name] for name in captures}
     pending = list(recorded.ops)
     shuffle = b.rng.random() < 0.3
     outer = b.region

@@ -59,7 +59,7 @@ def choose(
     if aim is not None and aim.captures:
         dynamo, aten = 0.0, 1.0 if aim.captures == "aten" else 0.5
     rest = max(1.0 - dynamo - aten, 0.0)
-    shares = (rest * 0.8, rest * 0.2, dynamo, aten / 2, aten / 2)
+    shares = (rest * 0.85, rest * 0.15, dynamo, aten / 2, aten / 2)
     capture = rng.choices((REAL, FAKE, DYNAMO, ATEN, INDUCTOR), shares)[0]
     exact = rng.random() < 0.8
     kernels = []

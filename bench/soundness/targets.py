@@ -74,6 +74,7 @@ TARGETS: dict[str, Aim] = {
         LINEARS, "linear", ("torch.bmm({0}, {1}.t().expand({0}.shape[0], {0}.shape[-1], -1))",), edit="narrow_weight",
         captures="aten", lead=2, behind=("match.size",),
     ),
+    "match.without": Aim(("fuzz_both_absent",), edit="drop_op"),
     "match.wide": Aim(("fuzz_formula",), "mul", ("F.silu({0})",), dtype=BF16),
     "uncorrected": Aim(("fuzz_functional_layer_norm",), "layer_norm", MISTAKES["layer_norm"][:1], dtype=FP32),
     "only_the_last": Aim(

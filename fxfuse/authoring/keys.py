@@ -8,10 +8,16 @@ from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, ManyTerm,
 
 
 class Keys:
-    """Structural identity of terms: equal numbers for equal canonical graphs. ``without``: captures to leave out."""
+    """Structural identity of terms: equal numbers for equal canonical graphs.
 
-    def __init__(self, without: frozenset[str] = frozenset()) -> None:
+    Args:
+        without: captures to leave out.
+        casts: False: a cast is what it casts.
+    """
+
+    def __init__(self, without: frozenset[str] = frozenset(), *, casts: bool = True) -> None:
         self.without = without
+        self.casts = casts
         self._numbers: dict[Any, int] = {}
         self._of: dict[Term, int] = {}
 
@@ -22,6 +28,8 @@ class Keys:
             return ("dtype", self.of(term.of))
         if not isinstance(term, Term):
             return ("literal", repr(term))
+        if not self.casts:
+            term = _without_casts(term)
         if term not in self._of:
             self._of[term] = self._numbers.setdefault(self._key(term), len(self._numbers))
         return self._of[term]
@@ -52,16 +60,51 @@ def key_of(graph: TermGraph, without: frozenset[str] = frozenset()) -> Any:
 
 def has_nested_alternatives(graph: TermGraph) -> bool:
     """Whether an alternative is part of another one, so that one place may hold a smaller and a larger match."""
-    keys = Keys()
+    keys = Keys(casts=False)  # which a site need not have
     for term in graph.order:
         if isinstance(term, ChoiceTerm):
-            bare = [(label, _without_casts(t)) for label, t in term.alternatives.items()]
-            for label, alternative in bare:
+            for label, alternative in term.alternatives.items():
                 wanted = keys.of(alternative)
-                others = (other for name, other in bare if name != label)
+                others = (other for name, other in term.alternatives.items() if name != label)
                 if any(keys.of(t) == wanted for other in others for t in graph.below(other)):
                     return True
     return False
+
+
+def has_like_operands(graph: TermGraph, term: OpTerm) -> bool:
+    """Whether both operands of a commutative op are of one form, each of captures of its own that stand nowhere else.
+
+    Then a match with the operands swapped is one with them as they are, under other names.
+    """
+    a, b = term.args.get("input"), term.args.get("other")
+    if a is b or not isinstance(a, Term) or not isinstance(b, Term):
+        return False
+    form = _private_form(graph, a, term)
+    return form is not None and form == _private_form(graph, b, term)
+
+
+def _private_form(graph: TermGraph, root: Term, parent: Term) -> Any:
+    """The form of what only ``parent`` reads, with captures by their kind and number; None where there is more to it."""
+    inside = graph.below(root)
+    taken = {*graph.outputs, *graph.dtype_sources}
+    for term in inside:
+        readers = graph.parents.get(term, [])
+        private = readers == [parent] if term is root else inside.issuperset(readers)
+        if not private or term.keep or term in taken or not isinstance(term, OpTerm | CaptureTerm):
+            return None
+    numbers: dict[Term, int] = {}
+
+    def form(arg: Any) -> Any:
+        if isinstance(arg, tuple):
+            return tuple(map(form, arg))
+        if isinstance(arg, CaptureTerm):
+            return ("capture", numbers.setdefault(arg, len(numbers)), arg.capture)
+        if isinstance(arg, OpTerm):
+            args = tuple((name, form(a)) for name, a in arg.args.items())
+            return (arg.op, arg.commutative, arg.wide, arg.result, args)
+        return ("dtype", arg) if isinstance(arg, DtypeTerm) else ("literal", repr(arg))
+
+    return form(root)
 
 
 def _without_casts(term: Term) -> Term:

@@ -6,8 +6,9 @@ Each means the same in both lives of a reference function: traced on symbols it 
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fxfuse.errors import PatternError, unknown
@@ -21,22 +22,42 @@ _CHOSEN: contextvars.ContextVar[_Chosen | None] = contextvars.ContextVar("fxfuse
 Alternative = Callable[[], Any]
 
 
+class Occurrences:
+    """Numbers the places of `one_of.each`: the same whether all alternatives are run, to trace them, or one of them."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._scope = ""
+
+    def next_of(self, name: str) -> str:
+        """The name of the next place: ``name_1``; inside an alternative of another choice, ``choice_label_name_1``."""
+        full = self._scope + name
+        count = self._counts[full] = self._counts.get(full, 0) + 1
+        return f"{full}_{count}"
+
+    @contextlib.contextmanager
+    def inside(self, name: str, label: str) -> Iterator[None]:
+        """Number what is run in here by itself, since other alternatives may not be run."""
+        outer, self._scope = self._scope, f"{self._scope}{name}_{label}_"
+        try:
+            yield
+        finally:
+            self._scope = outer
+
+
 class _Chosen:
-    """The variant that a reference runs with, and how often each name of `one_of.each` came up."""
+    """The variant that a reference runs with."""
 
     def __init__(self, variant: Mapping[str, str]) -> None:
         self.variant = variant
-        self.occurrences: dict[str, int] = {}
+        self.occurrences = Occurrences()
 
     def take(self, name: str, alternatives: Mapping[str, Alternative]) -> Any:
         label = self.variant.get(name)
         if label is None or label not in alternatives:
             raise PatternError(unknown(f"choice for one_of({name!r})", label, alternatives))
-        return alternatives[label]()
-
-    def next_of(self, name: str) -> str:
-        count = self.occurrences[name] = self.occurrences.get(name, 0) + 1
-        return f"{name}_{count}"
+        with self.occurrences.inside(name, label):
+            return alternatives[label]()
 
 
 class _OneOf:
@@ -55,12 +76,15 @@ class _OneOf:
         return (_CHOSEN.get() or _Chosen({})).take(name, alternatives)
 
     def each(self, name: str, /, **alternatives: Alternative) -> Any:
-        """Like ``one_of``, chosen anew at each place: the variant has ``name_1``, ``name_2``, ... as they are run."""
+        """Like ``one_of``, chosen anew at each place: the variant has ``name_1``, ``name_2``, ... as they are run.
+
+        Inside the alternative ``label`` of another choice the places are ``choice_label_name_1``, and so on.
+        """
         tracing = TRACING.get()
         if tracing is not None:
-            return tracing.choose(tracing.next_of(name), alternatives)
+            return tracing.choose(tracing.occurrences.next_of(name), alternatives)
         chosen = _CHOSEN.get() or _Chosen({})
-        return chosen.take(chosen.next_of(name), alternatives)
+        return chosen.take(chosen.occurrences.next_of(name), alternatives)
 
 
 one_of = _OneOf()

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from fxfuse.authoring.captures import Capture, Shaped
-from fxfuse.authoring.keys import has_nested_alternatives
+from fxfuse.authoring.captures import Capture, Shaped, is_optional
+from fxfuse.authoring.keys import has_nested_alternatives, key_of
 from fxfuse.authoring.markers import run_reference
 from fxfuse.authoring.sizes import Dim
 from fxfuse.authoring.terms import Line, ManyTerm, TermGraph
-from fxfuse.authoring.trace import captures_of, trace
+from fxfuse.authoring.trace import captures_of, key_without, trace
 from fxfuse.errors import PatternError
 
 Constraint = Callable[[Any], None]
@@ -39,6 +39,7 @@ class Pattern:
         self.captures: dict[str, Capture] = captures_of(function, name)
         self.forms: tuple[TermGraph, ...] = trace(function, self.captures, name, self.line)
         self.constraints: list[Constraint] = []
+        self._without: dict[tuple[frozenset[str], frozenset[str]], bool] = {}
         self.__doc__ = function.__doc__
         self.__name__ = name
 
@@ -68,9 +69,23 @@ class Pattern:
         outputs = self.forms[0].outputs
         return len(outputs) > 1 or isinstance(outputs[0], ManyTerm)
 
+    def is_form_without(self, form: TermGraph, absent: frozenset[str]) -> bool:
+        """Whether the reference without these captures is this form without these operands, and no more.
+
+        The forms show it of one operand at a time and of all; a reference may ask for several that are absent together.
+        """
+        everything = frozenset(c for c, capture in self.captures.items() if is_optional(capture))
+        shown = not form.absent and (len(absent) == 1 or (len(self.forms) == 1 and absent == everything))
+        if not absent or shown:
+            return True
+        if (form.absent, absent) not in self._without:
+            traced = key_without(self.function, self.captures, self.name, self.line, form.absent | absent)
+            self._without[form.absent, absent] = traced == key_of(form, without=absent)
+        return self._without[form.absent, absent]
+
     def constraint(self, function: Constraint) -> Constraint:
         """Add a condition: ``function(match)`` calls ``match.require(condition, message, at=...)``."""
-        if not callable(function) or len(inspect.signature(function).parameters) != 1:
+        if not takes_one(function):
             raise PatternError(f"a constraint of pattern {self.name!r} takes one argument, the match.")
         self.constraints.append(function)
         return function
@@ -147,6 +162,15 @@ class Pattern:
 
     def __repr__(self) -> str:
         return f"<fxfuse pattern {self.name!r} from {self.line}>"
+
+
+def takes_one(function: Any) -> bool:
+    """Whether something can be called with one argument by position, and has no further parameter."""
+    try:
+        (parameter,) = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # no function, one without a signature, or another number of parameters
+        return False
+    return parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _importable(module: str, name: str) -> Pattern:

@@ -44,6 +44,10 @@ class Dim(_Arithmetic):
 
     name: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise PatternError(f"Dim takes a name; given {self.name!r}.")
+
     def __str__(self) -> str:
         return self.name
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fxfuse.authoring.captures import Capture, is_many
+from fxfuse.authoring.captures import Capture, is_many, is_scalar
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,25 @@ class ManyTerm(Term):
         depends(self.element)
         return frozenset(t for t, yes in memo.items() if yes)
 
+    @cached_property
+    def shared(self) -> frozenset[Term]:
+        """The tensors that the siblings have in common, down to their captures."""
+        found: dict[Term, None] = {}
+        pending: list[Term] = [self.element]
+        while pending:
+            for term in pending.pop().children():
+                if term not in found:
+                    found[term] = None
+                    pending.append(term)
+        return frozenset(t for t in found if t not in self.own and not is_number(t))
+
     def __str__(self) -> str:
         return f"many {self.element}"
+
+
+def is_number(term: Term) -> bool:
+    """Whether a term is a Scalar, which is no tensor that a search could go on from."""
+    return isinstance(term, CaptureTerm) and is_scalar(term.capture)
 
 
 @dataclass(frozen=True)
@@ -175,6 +192,12 @@ class TermGraph:
                 found[at] = None
                 pending += at.children()
         return frozenset(found)
+
+    @cached_property
+    def dtype_sources(self) -> frozenset[Term]:
+        """The terms whose dtype something else is cast to."""
+        args = (arg for term in self.order if isinstance(term, OpTerm) for arg in term.args.values())
+        return frozenset(arg.of for arg in args if isinstance(arg, DtypeTerm))
 
     @cached_property
     def under(self) -> dict[Term, frozenset[Term]]:

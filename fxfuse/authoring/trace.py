@@ -18,8 +18,17 @@ import torch
 from torch import fx
 
 from fxfuse.authoring.captures import Capture, is_many, is_optional, is_param
+from fxfuse.authoring.checks import (
+    check_choice_names,
+    check_dtypes,
+    check_forms,
+    check_numbers,
+    check_reach,
+    check_siblings,
+    check_writes,
+)
 from fxfuse.authoring.keys import Keys, key_of
-from fxfuse.authoring.markers import TRACING
+from fxfuse.authoring.markers import TRACING, Occurrences
 from fxfuse.authoring.terms import (
     CaptureTerm,
     ChoiceTerm,
@@ -89,6 +98,15 @@ class Several:
     def __getattr__(self, name: str) -> Any:
         raise _misused(self._name)
 
+    def __len__(self) -> int:
+        raise _misused(self._name)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise _misused(self._name)
+
+    def __getitem__(self, place: Any) -> Any:
+        raise _misused(self._name)
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise _misused(next(a._name for a in args if isinstance(a, Several)))
@@ -117,16 +135,19 @@ class Tracing:
         self.graph = fx.Graph()
         self.tracer.graph = self.graph
         self.tracer.root = torch.nn.Module()
-        self._occurrences: dict[str, int] = {}
-
-    def next_of(self, name: str) -> str:
-        count = self._occurrences[name] = self._occurrences.get(name, 0) + 1
-        return f"{name}_{count}"
+        self.occurrences = Occurrences()
 
     def choose(self, name: str, alternatives: Mapping[str, Callable[[], Any]]) -> Any:
-        if len(alternatives) < 2:
-            raise PatternError(f"{author_line()}: one_of({name!r}) needs at least two alternatives.")
-        results = {label: make() for label, make in alternatives.items()}
+        if not isinstance(name, str) or not name.isidentifier():
+            raise PatternError(f"{author_line()}: one_of takes a name that is an identifier; given {name!r}.")
+        if len(alternatives) < 2 or not all(map(callable, alternatives.values())):
+            raise PatternError(
+                f"{author_line()}: one_of({name!r}) needs at least two alternatives, each a function of no arguments."
+            )
+        results = {}
+        for label, make in alternatives.items():
+            with self.occurrences.inside(name, label):
+                results[label] = make()
         arities = {label: len(r) if isinstance(r, tuple) else None for label, r in results.items()}
         if len(set(arities.values())) != 1:
             raise PatternError(f"{author_line()}: one_of({name!r}) returns different numbers of results: {arities}.")
@@ -229,7 +250,18 @@ def trace(
         for absent in itertools.combinations(branching, count):
             form = _form(function, captures, name, line, frozenset(absent))
             forms.setdefault(key_of(form), form)
+    check_forms(list(forms.values()), name)
     return tuple(sorted(forms.values(), key=lambda f: -f.operations))
+
+
+def key_without(
+    function: Callable[..., Any], captures: Mapping[str, Capture], name: str, line: Line, absent: frozenset[str]
+) -> Any:
+    """What the reference computes without these captures, as :func:`key_of`; None where it cannot run without them."""
+    try:
+        return key_of(_form(function, captures, name, line, absent))
+    except PatternError:
+        return None
 
 
 def _form(
@@ -275,6 +307,7 @@ def _form(
             raise PatternError(f"pattern {name!r}{without} returns its capture {one.node.target!r} as it is.")
     if not results:
         raise PatternError(f"pattern {name!r}{without} returns nothing.")
+    check_writes(tracing.graph, name)
     present = {c: capture for c, capture in captures.items() if c not in absent}
     return _Terms(name, tracing.graph, present, line).graph([r.node for r in results], absent)
 
@@ -304,6 +337,11 @@ class _Terms:
         self._set_flags(graph)
         self._check_choices(graph)
         self._check_several(graph)
+        check_choice_names(graph, self.captures, self.name)
+        check_dtypes(graph, self.name)
+        check_numbers(graph, self.name)
+        check_siblings(graph, self.name)
+        check_reach(graph, self.name)
         if not graph.seeds:
             raise PatternError(f"pattern {self.name!r} holds no operation to search for.")
         return graph

@@ -6,12 +6,14 @@ It leaves out what depends on other parts of a match (equal operands, sizes, dty
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from fxfuse.authoring.captures import is_optional, is_param, is_scalar
-from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term
+from fxfuse.authoring.keys import has_like_operands
+from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term, TermGraph
 from fxfuse.view import LeafKind, Value, View
 from fxfuse.view.aten.numbers import is_number_in_tensor
 from fxfuse.view.ops import SPECS
@@ -24,6 +26,7 @@ class Feasible:
         self.view = view
         self._known: dict[tuple[int, int], bool] = {}
         self._alive: list[Value] = []  # ids in `_known` stay valid while their values live
+        self._symmetric: dict[OpTerm, bool] = {}
 
     def __call__(self, term: Any, operand: Any) -> bool:
         """Whether ``operand`` (resolved) could be ``term``, which is a term, a literal or a tuple of these."""
@@ -45,6 +48,12 @@ class Feasible:
         given = {name: self.view.operand(raw) for name, raw in operand.args.items()}
         swapped = {**given, "input": given.get("other"), "other": given.get("input")}
         return self._args_fit(term, given), self._args_fit(term, swapped)
+
+    def symmetric(self, form: TermGraph, term: OpTerm) -> bool:
+        """Whether the order of a commutative op's operands says nothing, since they are alike in the pattern."""
+        if term not in self._symmetric:
+            self._symmetric[term] = has_like_operands(form, term)
+        return self._symmetric[term]
 
     def _fits(self, term: Term, operand: Value) -> bool:
         if isinstance(term, ChoiceTerm):
@@ -89,11 +98,13 @@ def _capture_fits(term: CaptureTerm, operand: Any) -> bool:
 
 
 def equal_literal(wanted: Any, given: Any) -> bool:
-    """Literals are exact; ``2`` and ``2.0`` are one number, ``True`` and ``1`` are not."""
+    """Literals are exact; ``2`` and ``2.0`` are one number, ``True`` and ``1``, ``0.0`` and ``-0.0`` are not."""
     if isinstance(wanted, bool) or isinstance(given, bool):
         return wanted is given
     if isinstance(wanted, Value) or isinstance(given, Value):
         return False
+    if isinstance(wanted, float) and isinstance(given, float) and wanted == 0:
+        return given == 0 and math.copysign(1, wanted) == math.copysign(1, given)
     return bool(wanted == given)
 
 

@@ -133,14 +133,18 @@ def _within(match: Match, others: Iterable[Match]) -> bool:
 
 
 def _apart(places: Sequence[Place]) -> list[Place]:
-    """The places without those whose seed is part of a better one: a pattern may hold several of its seeds."""
+    """The places without those that are part of a better one, or lack the same: a pattern may hold several seeds."""
     kept: list[Place] = []
     held: set[int] = set()
+    lacking: set[tuple[int, int]] = set()
     for place in sorted(places, key=lambda p: p.rank, reverse=True):
-        if id(place.seed) not in held:
-            kept.append(place)
-            held.update(id(value) for term, value in place.fit.places if isinstance(term, OpTerm))
-            held.update(id(hole.operand) for hole in place.fit.holes)
+        holes = {(id(hole.term), id(hole.operand)) for hole in place.fit.holes}
+        if id(place.seed) in held or not lacking.isdisjoint(holes):
+            continue
+        kept.append(place)
+        lacking |= holes
+        held.update(id(value) for term, value in place.fit.places if isinstance(term, OpTerm))
+        held.update(id(hole.operand) for hole in place.fit.holes)
     return kept
 
 

@@ -13,7 +13,7 @@ from fxfuse.authoring.terms import ChoiceTerm, ManyTerm, OpTerm, Term, TermGraph
 from fxfuse.errors import listed
 from fxfuse.match.below import deepened
 from fxfuse.match.comparing import MOST_READERS, SWAPPED, Comparison, Fit, Hole, Places, Rank, is_a_view, spellings
-from fxfuse.match.reasons import Attempt, Failure
+from fxfuse.match.reasons import OF_GATES, Attempt, Failure
 from fxfuse.view import Value, View
 
 _REACH = 16
@@ -22,6 +22,9 @@ _BETWEEN = 10
 """How many of them may stand in between."""
 _FORKS = 3
 """How many readers that fit alike are followed."""
+
+
+_NOTHING: Mapping[int, Value] = {}
 
 
 class _Way(NamedTuple):
@@ -107,9 +110,10 @@ class Probe:
                 yield term
 
     def within_reach(self, terms: frozenset[OpTerm], value: Value) -> int:
-        """At most how many operations :meth:`around` could find of any of ``terms``: a cheap look at ops, not operands.
+        """At most how many operations are above and below any of ``terms``, where all that is missing is a seed.
 
-        Where the way up ends at a view or at the graph's output, nothing of the pattern can lie beyond.
+        A cheap look at ops, not at operands, before :meth:`around` is worth its time. Where the way up ends elsewhere
+        than in front of a seed, or at a view or the graph's output, nothing of the pattern lies beyond.
         """
         above = self._above(terms)
         if above is None:
@@ -120,7 +124,8 @@ class Probe:
             readers = self._readers(value)
             ends = [self.within_reach(above[r.op], r) for r in readers if r.op in above]
             ends += [self.within_reach(terms, r) for r in readers if r.op == "cast"]
-            if not ends and any(not is_a_view(user) for user in self.view.users(value)[:1]):
+            before_a_seed = not ends and any(not some.isdisjoint(self.form.seeds) for some in above.values())
+            if before_a_seed and any(not is_a_view(user) for user in self.view.users(value)[:1]):
                 ends = [self.operations({})]
             known = self._reach_of[key] = max(ends, default=0) or max(map(self._own_operations, terms))
         return known
@@ -144,13 +149,13 @@ class Probe:
     # --- upwards ----------------------------------------------------------------------------------------------------
 
     def _climb(
-        self, term: Term, at: Value, fit: Fit, target: Term, over: int, used: frozenset[int] = frozenset()
+        self, term: Term, at: Value, fit: Fit, target: Term, over: int, used: Mapping[int, Value] = _NOTHING
     ) -> Fit:
         """``fit`` extended through the readers of ``at``, which is ``term``, up to ``target``.
 
         Args:
             over: how many differences on the way may be passed.
-            used: ids of values that stand elsewhere in the pattern already.
+            used: values that stand elsewhere in the pattern already, by their id.
         """
         under = self.form.under[target]
         ways = [way for way in self._ways_up(term) if way.end is target or way.parent in under]
@@ -168,7 +173,7 @@ class Probe:
         ends = [self._climb(steps[i].parent, steps[i].reader, reached[i], target, over, used) for i in best]
         return max(ends, key=lambda f: f.rank)
 
-    def _steps(self, at: Value, ways: list[_Way], used: frozenset[int]) -> list[_Step]:
+    def _steps(self, at: Value, ways: list[_Way], used: Mapping[int, Value]) -> list[_Step]:
         """Readers of a value that may be what the pattern has next, with what they read; those that lead on, if any.
 
         Of a norm's many readers most lead nowhere, and telling so is cheaper than comparing their operands.
@@ -210,13 +215,15 @@ class Probe:
         return tuple(map(self.view.operand, given)) if isinstance(given, tuple) else (given,)
 
     def _past(
-        self, term: Term, at: Value, fit: Fit, target: Term, over: int, ways: list[_Way], used: frozenset[int]
+        self, term: Term, at: Value, fit: Fit, target: Term, over: int, ways: list[_Way], used: Mapping[int, Value]
     ) -> Fit:
         """The climb where no reader is what the pattern has: over what stands in between, or in its place."""
         nearest = next((user for user in self.view.users(at) if id(user) not in used), None)
         stops = over == 0 or nearest is None or is_a_view(nearest)
         beyond = self._beyond(at, used) if not stops else [nearest] if nearest is not None else []
-        hole = self._missing(term, at, beyond, ways, bool(used))
+        hole = self._missing(term, at, beyond, ways, {value.op for value in used.values()})
+        if len({way.labels for way in ways}) == 1:
+            fit = ways[0].choosing(fit, at)
         chosen = ((hole.term, hole.operand),) if isinstance(hole.term, ChoiceTerm) else ()
         short = fit.add(Fit(holes=(hole,), places=chosen))
         if stops:
@@ -239,7 +246,7 @@ class Probe:
             ends += [self._climb(place, value, short, target, over - 1, used) for value in likely]
         return max(ends, key=lambda f: f.rank)
 
-    def _missing(self, term: Term, at: Value, beyond: list[Value], ways: list[_Way], further: bool) -> Hole:
+    def _missing(self, term: Term, at: Value, beyond: list[Value], ways: list[_Way], elsewhere: set[str]) -> Hole:
         """The hole where nothing reads ``at``, which is ``term``, as the pattern does."""
         first: Any = beyond[0] if beyond else None
         parents: list[OpTerm] = [way.parent for way in ways if way.parent is not None]
@@ -249,14 +256,14 @@ class Probe:
         if choice is not None and all(way.choice is choice for way in ways):
             return Hole("ALTERNATIVES", choice, operand, None, found, upward=True)
         wanted = listed(_ops_of(ways))
-        if further:
+        if elsewhere.issuperset(_ops_of(ways)):
             wanted, found = f"a further {wanted} to read {at}", first or "none"
         return Hole("OP", parents[0] if parents else term, operand, wanted, found, upward=True)
 
     def _readers(self, value: Value) -> list[Value]:
         return self.view.readers(value)[:MOST_READERS]
 
-    def _beyond(self, at: Value, used: frozenset[int]) -> list[Value]:
+    def _beyond(self, at: Value, used: Mapping[int, Value]) -> list[Value]:
         """What is computed from a value, nearest first."""
         found: dict[int, Value] = {}
         pending = [at]
@@ -275,7 +282,7 @@ class Probe:
             return fit
         for term in reversed(self.form.order):
             if term in under and term in held and any(w.parent in under for w in self._ways_up(term)):
-                used = frozenset(id(value) for value in held.values())
+                used = {id(value): value for value in held.values()}
                 return self._climb(term, held[term], fit, root, 0, used)
         return fit
 
@@ -313,7 +320,7 @@ class Probe:
             if not isinstance(term, ChoiceTerm):
                 continue
             fits = any(not self.compare.fit(t, operand).holes for t in term.alternatives.values())
-            settled = fits and reason.term not in set(spellings(term))
+            settled = fits and not (reason.code in OF_GATES and reason.term in set(spellings(term)))
             for label, alternative in term.alternatives.items():
                 tried = self.compare.fit(alternative, operand)
                 key = (term.name, label)

@@ -20,20 +20,22 @@ from fxfuse.authoring.sizes import evaluate, solve
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, ManyTerm, OpTerm, Term, TermGraph
 from fxfuse.match.feasible import Feasible, equal_literal, is_a_scalar, not_a_parameter
 from fxfuse.match.matching import Match
-from fxfuse.match.reasons import Failure
+from fxfuse.match.reasons import OF_GATES, Failure
 from fxfuse.safeguards import safeguard
 from fxfuse.view import Value, View
 from fxfuse.view.ops import SPECS
+from fxfuse.view.view import operands_in
 from fxfuse.view.values import describe_tensor, dtype_name, same_size
 
 STEP_LIMIT = 20_000
-MOST_MATCHES = 64
-"""How many matches one seed value may be part of (siblings in pairs; outputs that share a kept value)."""
+MOST_MATCHES = 16
+"""How many matches with several outputs one seed value may be part of (siblings in pairs), nearest first."""
 
 LITERALS = safeguard("match.literal", "a constant of the graph that differs from the pattern's")
 DTYPES = safeguard("match.dtype", "a cast to another dtype than the pattern's")
 SIZES = safeguard("match.size", "a tensor whose sizes do not fit the capture's")
 WIDE = safeguard("match.wide", "a formula of the pattern that rounds between its steps, in bf16, taken for one op")
+WITHOUT = safeguard("match.without", "operands that are absent together, of which the reference makes more than that")
 SAME = safeguard("match.same", "two places that must hold one value holding two")
 
 _SWAPPED = {"input": "other", "other": "input"}
@@ -76,25 +78,27 @@ class Search:
         Matches with the same outputs are one match; the first found is taken.
         """
         found: dict[frozenset[int], Match] = {}
+        most = (MOST_MATCHES if self.pattern.has_several_outputs else self.limit) if every else 1
         try:
             for seed in self.form.seeds:
                 if seed.op != value.op:
                     continue
                 for match in self._matches(seed, value):
                     found.setdefault(frozenset(id(v) for v in match.outputs), match)
-                    if not every or len(found) == MOST_MATCHES:
+                    if len(found) == most:
                         return list(found.values())
                 self._undo(0)
         except StepLimit:
             if not found:
                 what = f"the search took more than {self.limit} steps"
-                self.failures = [Failure("STEP_LIMIT", what, operand=value)]
+                refused = [f for f in self.failures if f.code in OF_GATES]
+                self.failures = [*refused, Failure("STEP_LIMIT", what, operand=value)]
         return list(found.values())
 
     def _matches(self, seed: OpTerm, value: Value) -> Iterator[Match]:
         for _ in self.match(seed, value):
             for _ in self.climb(seed, self.form.primary):
-                for _ in self._outputs(0):
+                for _ in self._outputs(self.form.outputs):
                     match = self._finished()
                     if match is not None:
                         yield match
@@ -107,7 +111,10 @@ class Search:
         if made is None:
             return None
         # Without constraints the gates look at nodes and captures, not at which is which: refused once is refused.
-        key = None if self.pattern.constraints else (made.nodes, frozenset(map(id, made.captured_values())))
+        key: Any = None
+        if not self.pattern.constraints:
+            operands, results = made.captured_values(), made.outputs
+            key = (made.nodes, made.staying, frozenset(map(id, operands)), frozenset(map(id, results)))
         refusal = self._refused.get(key) if key is not None else None
         if refusal is None:
             refusal = self.accept(made)
@@ -130,6 +137,11 @@ class Search:
                 siblings[output] = gathered
         own = {t for output in siblings for t in output.own}
         bound = {t: v for t, v in self.bound.items() if t not in own}
+        absent = frozenset(t.name for t, v in self.bound.items() if isinstance(t, CaptureTerm) and v is None)
+        if not WITHOUT(self.pattern.is_form_without(self.form, absent)):
+            what = f"a reference that only lacks operands without {', '.join(sorted(absent))}"
+            self.fail("ARITY", self.form.primary, self.bound[self.form.primary], what, "one that computes otherwise")
+            return None
         return Match(self.view, self.pattern, self.form, bound, self.choices, self.dims, siblings)
 
     # --- what is bound ----------------------------------------------------------------------------------------------
@@ -247,7 +259,7 @@ class Search:
         if not term.commutative or raw.get("input") is raw.get("other"):
             return [straight]
         fits, swapped = self.feasible.orders(term, operand)
-        if fits and swapped and not self.pattern.constraints and _interchangeable(self.form, term):
+        if fits and swapped and not self.pattern.constraints and self.feasible.symmetric(self.form, term):
             return [straight]
         return [straight] if fits and not swapped else [_SWAPPED] if swapped and not fits else [straight, _SWAPPED]
 
@@ -280,12 +292,19 @@ class Search:
         elif isinstance(wanted, tuple) and isinstance(given, tuple) and len(wanted) == len(given):
             items = [(name, w, self.view.operand(g)) for w, g in zip(wanted, given, strict=True)]
             yield from self._args(term, operand, [*items, *rest])
-        elif LITERALS(equal_literal(wanted, given)):
+        elif LITERALS(equal_literal(wanted, given) and self._promotes_alike(wanted, given, operand)):
             yield from self._args(term, operand, rest)
         else:
             default = dict(SPECS[term.op].params).get(name)
             found = given if given is not None else default
             self.fail("LITERAL", term, operand, f"{term.op} {name}={wanted}", f"{name}={_literal(found)}")
+
+    def _promotes_alike(self, wanted: Any, given: Any, operand: Value) -> bool:
+        """Whether ``2`` and ``2.0`` are one operand here: beside integer tensors they give different dtypes."""
+        if isinstance(wanted, float) == isinstance(given, float):
+            return True
+        dtypes = [getattr(self.view.operand(raw), "dtype", None) for raw in operands_in(operand.args)]
+        return any(d.is_floating_point or d.is_complex for d in dtypes if isinstance(d, torch.dtype))
 
     def _cast(self, term: OpTerm, operand: Any) -> Iterator[None]:
         """A cast matches the cast, or its absence where the operand has that dtype already."""
@@ -431,7 +450,7 @@ class Search:
                     yield
             self._undo(mark)
             del self._dtypes[pending:]
-        readers = self.view.users(value)
+        readers = self._nearest_first(self.view.users(value), target)
         for reader in _largest_first(readers):
             if reader.op != parent.op or not reader.known:
                 self.fail("OP", parent, reader, parent.op, reader)
@@ -444,23 +463,38 @@ class Search:
         if not readers:
             self.fail("OP", parent, value, f"{parent.op} to read {value}", "no reader but the graph's output")
 
+    def _nearest_first(self, readers: Sequence[Value], target: Term) -> Sequence[Value]:
+        """For a further output, those that come after the first output before those that come before it."""
+        first = self.bound.get(self.form.primary)
+        if first is None or target is self.form.primary or len(readers) < 2:
+            return readers
+        order = self.view.effects.order
+        return sorted(readers, key=lambda r: order[r.node] < order[first.node])
+
     # --- the other outputs ------------------------------------------------------------------------------------------
 
-    def _outputs(self, place: int) -> Iterator[None]:
-        """Once for each way in which the outputs from ``place`` on are there, too."""
-        outputs = self.form.outputs
-        if place == len(outputs):
+    def _outputs(self, outputs: Sequence[Term]) -> Iterator[None]:
+        """Once for each way in which these outputs are there, too; one may be within reach only after another."""
+        missing = [output for output in outputs if not self._is_reached(output)]
+        if not missing:
             yield
             return
-        output = outputs[place]
-        if output in self.bound or isinstance(output, ManyTerm):  # siblings are gathered when all else is settled
-            yield from self._outputs(place + 1)
-            return
-        for anchor in self._anchors(output):
-            mark = len(self._trail)
-            for _ in self.climb(anchor, output):
-                yield from self._outputs(place + 1)
-            self._undo(mark)
+        for output in missing:
+            root = output.element if isinstance(output, ManyTerm) else output
+            anchors = self._anchors(root)
+            for anchor in anchors:
+                mark = len(self._trail)
+                for _ in self.climb(anchor, root):
+                    yield from self._outputs([o for o in missing if o is not output])
+                self._undo(mark)
+            if anchors:
+                return
+
+    def _is_reached(self, output: Term) -> bool:
+        """Whether an output is bound; of siblings, which are gathered when all else is settled, what they share."""
+        if not isinstance(output, ManyTerm):
+            return output in self.bound
+        return output.element in self.bound or all(t in self.bound for t in output.shared)
 
     def _anchors(self, output: Term) -> list[Term]:
         """What is bound of an output already, as near to it as can be: it is reached from there."""
@@ -559,14 +593,6 @@ def _is_cast(term: Term) -> bool:
     return isinstance(term, OpTerm) and term.op == "cast"
 
 
-def _interchangeable(form: TermGraph, term: OpTerm) -> bool:
-    """Whether the two operands are captures of one kind that stand nowhere else: their order then says nothing."""
-    a, b = term.args.get("input"), term.args.get("other")
-    if not (isinstance(a, CaptureTerm) and isinstance(b, CaptureTerm)) or a.capture != b.capture:
-        return False
-    return form.parents[a] == form.parents[b] == [term]
-
-
 def _largest_first(readers: Sequence[Value]) -> Sequence[Value]:
     """Those that stand for another reader's node, too, before that one: ``x @ w.t() + b`` before its product."""
     nodes = {r.node for r in readers}
@@ -574,7 +600,9 @@ def _largest_first(readers: Sequence[Value]) -> Sequence[Value]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a is b or (not isinstance(a, Value) and not isinstance(b, Value) and equal_literal(a, b))
+    if isinstance(a, Value) or isinstance(b, Value):
+        return a is b
+    return isinstance(a, float) == isinstance(b, float) and equal_literal(a, b)
 
 
 def _literal(value: Any) -> str:

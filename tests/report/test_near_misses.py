@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from bench import near_misses
 
 transformers = pytest.importorskip("transformers")

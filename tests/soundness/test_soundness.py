@@ -35,12 +35,12 @@ def _one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_nothing_is_wrong_in_a_few_hundred_programs(tmp_path: Path) -> None:
-    totals = work(Task(seed=1, graphs=400, dynamo=0.03, aten=0.03, scripts=tmp_path, shrink_seconds=5.0))
+    totals = work(Task(seed=1, graphs=300, dynamo=0.03, aten=0.03, scripts=tmp_path, shrink_seconds=5.0))
     assert [(f.index, f.what) for f in (*totals.wrong, *totals.crashes)] == []
-    assert totals.graphs == 400
-    assert totals.rewritten_graphs > 120, "programs that never match prove nothing"
+    assert totals.graphs == 300
+    assert totals.rewritten_graphs > 90, "programs that never match prove nothing"
     assert len(totals.rewritten) > 15, f"most patterns should be met: {totals.rewritten}"
     assert {"OP", "MUTATION", "EXTERNAL_USE", "NOT_A_PARAM"} <= set(totals.refused)
     assert sum(totals.skipped.values()) < 0.03 * totals.graphs, f"too many programs were not asked: {totals.skipped}"

@@ -58,12 +58,12 @@ def build_pass(specs: Sequence[Spec]) -> Any:
     return made
 
 
-def _trace(function: Any, args: Any, **more: Any) -> fx.GraphModule:
+def _trace(fn: Any, *args: Any, **more: Any) -> fx.GraphModule:
     """``fwd_only``, then what post-grad does first: a pattern with ``view`` would not find the graph's ``reshape``."""
     from torch._inductor.fx_passes.post_grad import view_to_reshape
     from torch._inductor.pattern_matcher import fwd_only
 
-    gm = fwd_only(function, args, **more)
+    gm = fwd_only(fn, *args, **more)
     view_to_reshape(gm)
     return gm
 

@@ -1,4 +1,4 @@
-"""The pattern and its kernels. `TRITON_INTERPRET=1 pytest` runs the Triton kernel on the CPU, and a GPU runs it, too."""
+"""The pattern and its kernels. `TRITON_INTERPRET=1 pytest` runs the Triton kernel on the CPU; a GPU runs it as well."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_the_pack_imports_without_triton() -> None:
 def test_errors_name_what_was_given(change: dict[str, Any], message: str) -> None:
     from fxfuse_forecasting.triton.gate_add_norm import gate_add_norm
 
-    given: dict[str, Any] = {"packed": (2, 8), "skip": (2, 4), "weight": (4,), "bias": (4,), "eps": 1e-5, "gate": "glu", **change}
-    values = {name: torch.zeros(v) if isinstance(v, tuple) else v for name, v in given.items()}
+    given = {"packed": (2, 8), "skip": (2, 4), "weight": (4,), "bias": (4,), "eps": 1e-5, "gate": "glu", **change}
+    values: Any = {name: torch.zeros(v) if isinstance(v, tuple) else v for name, v in given.items()}
     with pytest.raises(ValueError, match=message):
         gate_add_norm(**values)
