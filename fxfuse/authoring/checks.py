@@ -28,7 +28,7 @@ def check_choice_names(graph: TermGraph, captures: Mapping[str, Capture], name: 
     for choice in graph.choices:
         if choice in captures:
             raise PatternError(
-                f"pattern {name!r}: {choice!r} is the name of a capture and of a one_of; a kernel is given both by name."
+                f"pattern {name!r}: a capture and a one_of are both called {choice!r}; a kernel is given both by name."
             )
 
 
@@ -69,7 +69,7 @@ def check_reach(graph: TermGraph, name: str) -> None:
         near = [pair for pair in apart if not together.isdisjoint(pair[1])]
         if not near:
             raise PatternError(
-                f"pattern {name!r}: nothing leads from {graph.outputs[0]} to {apart[0][0]}, since they have no tensor in "
+                f"pattern {name!r}: nothing leads from {graph.outputs[0]} to {apart[0][0]}, which have no tensor in "
                 f"common; they are two patterns."
             )
         together.update(*(shared for _, shared in near))
@@ -84,8 +84,8 @@ def check_siblings(graph: TermGraph, name: str) -> None:
         twice = sorted(names & seen)
         if twice:
             raise PatternError(
-                f"pattern {name!r} at {output.line}: capture {twice[0]!r} is given to many(...) twice; the two groups of "
-                f"siblings may differ, so each has captures of its own."
+                f"pattern {name!r} at {output.line}: capture {twice[0]!r} is given to many(...) twice; the two groups "
+                f"of siblings may differ, so each has captures of its own."
             )
         seen |= names
 

@@ -84,7 +84,7 @@ def has_like_operands(graph: TermGraph, term: OpTerm) -> bool:
 
 
 def _private_form(graph: TermGraph, root: Term, parent: Term) -> Any:
-    """The form of what only ``parent`` reads, with captures by their kind and number; None where there is more to it."""
+    """The form of what only ``parent`` reads, with captures by kind and number; None where there is more to it."""
     inside = graph.below(root)
     taken = {*graph.outputs, *graph.dtype_sources}
     for term in inside:

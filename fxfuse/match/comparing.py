@@ -7,7 +7,7 @@ and the comparison goes on around it. That two places hold one value is for the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fxfuse.authoring.captures import is_optional, is_param, is_scalar
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term, TermGraph, terms_in
@@ -21,6 +21,8 @@ _BUDGET = 2_000
 
 MOST_READERS = 16
 """How many readers of one value are looked at: in every place alike, so that a graph of any size takes linear time."""
+
+_Item = TypeVar("_Item")
 
 SWAPPED = {"input": "other", "other": "input"}
 
@@ -66,12 +68,15 @@ class Fit(NamedTuple):
     places: Places = ()
 
     def add(self, other: Fit) -> Fit:
+        holes, choices, places = other.holes, other.choices, other.places
+        if self.seen & other.seen:  # both hold what is read twice: once is enough, or it doubles with each such value
+            holes, choices, places = _new(holes, self.holes), _new(choices, self.choices), _new(places, self.places)
         return Fit(
             self.terms | other.terms,
             self.seen | other.seen,
-            self.holes + other.holes,
-            self.choices + other.choices,
-            self.places + other.places,
+            self.holes + holes,
+            self.choices + choices,
+            self.places + places,
         )
 
     @property
@@ -84,6 +89,12 @@ class Fit(NamedTuple):
         """Greater for what is farther. Of two as far, that is farther where every operation is there."""
         whole = not any(hole.code in STRUCTURE for hole in self.holes)
         return self.seen.bit_count(), self.terms.bit_count(), whole, -len(self.holes)
+
+
+def _new(items: tuple[_Item, ...], known: tuple[_Item, ...]) -> tuple[_Item, ...]:
+    """The items that are not known; as a comparison is made once, the same one is the same object."""
+    held = set(map(id, known))
+    return tuple(item for item in items if id(item) not in held)
 
 
 NOTHING = Fit()

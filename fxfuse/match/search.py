@@ -24,8 +24,8 @@ from fxfuse.match.reasons import OF_GATES, Failure
 from fxfuse.safeguards import safeguard
 from fxfuse.view import Value, View
 from fxfuse.view.ops import SPECS
-from fxfuse.view.view import operands_in
 from fxfuse.view.values import describe_tensor, dtype_name, same_size
+from fxfuse.view.view import operands_in
 
 STEP_LIMIT = 20_000
 MOST_MATCHES = 16
