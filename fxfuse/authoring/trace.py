@@ -140,7 +140,8 @@ class Tracing:
     def choose(self, name: str, alternatives: Mapping[str, Callable[[], Any]]) -> Any:
         if not isinstance(name, str) or not name.isidentifier():
             raise PatternError(f"{author_line()}: one_of takes a name that is an identifier; given {name!r}.")
-        if len(alternatives) < 2 or not all(map(callable, alternatives.values())):
+        functions = [a for a in alternatives.values() if callable(a) and not isinstance(a, fx.Proxy)]
+        if len(alternatives) < 2 or len(functions) < len(alternatives):
             raise PatternError(
                 f"{author_line()}: one_of({name!r}) needs at least two alternatives, each a function of no arguments."
             )
@@ -309,7 +310,13 @@ def _form(
         raise PatternError(f"pattern {name!r}{without} returns nothing.")
     check_writes(tracing.graph, name)
     present = {c: capture for c, capture in captures.items() if c not in absent}
-    return _Terms(name, tracing.graph, present, line).graph([r.node for r in results], absent)
+    try:
+        return _Terms(name, tracing.graph, present, line).graph([r.node for r in results], absent)
+    except RecursionError:
+        raise PatternError(
+            f"pattern {name!r} has too many operations one after another ({len(tracing.graph.nodes)} in all); about "
+            f"150 is the most."
+        ) from None
 
 
 class _Terms:

@@ -169,7 +169,7 @@ class Probe:
             way.choosing(fit, at).add(self._reading(parent, r, term, source)) for way, parent, r, source in steps
         ]
         top = max(f.rank for f in reached)
-        best = [i for i, f in enumerate(reached) if f.rank == top][:_FORKS]
+        best = [i for i, f in enumerate(reached) if f.rank == top][: _FORKS if over else 1]
         ends = [self._climb(steps[i].parent, steps[i].reader, reached[i], target, over, used) for i in best]
         return max(ends, key=lambda f: f.rank)
 
