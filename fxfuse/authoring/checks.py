@@ -54,6 +54,22 @@ def check_numbers(graph: TermGraph, name: str) -> None:
             )
 
 
+_DIMENSIONS = ("dim", "dim0", "dim1", "dims")
+
+
+def check_dimensions(graph: TermGraph, name: str) -> None:
+    """The number of dimensions is open in a pattern, so a dimension counted from the front is nowhere for certain."""
+    for term in graph.order:
+        for key in _DIMENSIONS if isinstance(term, OpTerm) else ():
+            given = term.args.get(key)
+            for dim in given if isinstance(given, tuple) else (given,):
+                if type(dim) is int and dim >= 0:
+                    raise PatternError(
+                        f"pattern {name!r} at {term.line}: {term.op} counts dimension {dim} from the front; count from "
+                        f"the end (-1 is the last), since a pattern serves any number of leading dimensions."
+                    )
+
+
 def check_reach(graph: TermGraph, name: str) -> None:
     """The search goes from one output to the next by the values that they share; siblings share one, too."""
     reach = [frozenset(_reached(graph, output)) for output in graph.outputs]

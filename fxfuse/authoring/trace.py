@@ -20,6 +20,7 @@ from torch import fx
 from fxfuse.authoring.captures import Capture, is_many, is_optional, is_param
 from fxfuse.authoring.checks import (
     check_choice_names,
+    check_dimensions,
     check_dtypes,
     check_forms,
     check_numbers,
@@ -346,6 +347,7 @@ class _Terms:
         self._check_several(graph)
         check_choice_names(graph, self.captures, self.name)
         check_dtypes(graph, self.name)
+        check_dimensions(graph, self.name)
         check_numbers(graph, self.name)
         check_siblings(graph, self.name)
         check_reach(graph, self.name)

@@ -11,6 +11,7 @@ from fxfuse.match.matching import ConstraintFailed, Match
 from fxfuse.match.reasons import Failure
 from fxfuse.safeguards import safeguard
 from fxfuse.view import Value
+from fxfuse.view.aten.numbers import is_number_in_tensor
 from fxfuse.view.ops import READS_METADATA_ONLY, spec_of
 
 
@@ -141,7 +142,7 @@ def _one_device(match: Match) -> Failure | None:
     for name, captured in match.captures.items():
         for value in captured if isinstance(captured, tuple) else (captured,):
             is_tensor = isinstance(value, Value) and isinstance(value.meta, torch.Tensor)
-            if is_tensor and value.device is not None:
+            if is_tensor and value.device is not None and not is_number_in_tensor(value):
                 devices.setdefault(str(value.device), name)
     if len(devices) > 1:
         where = " and ".join(f"{name} on {device}" for device, name in devices.items())

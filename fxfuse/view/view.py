@@ -180,12 +180,13 @@ class View:
         dim = value.args.get("dim")
         if dim is None:
             dim = ops.SPECS[value.op].defaults.get("dim")
-        return self._from_the_end(value, dim)
+        return self.from_the_end(value, dim)
 
-    def _from_the_end(self, value: Value, dim: Any) -> Any:
+    def from_the_end(self, value: Value, dim: Any) -> Any:
+        """A ``dim`` of this value, or several, counted from the last one, where that can be told; else as it is."""
         if isinstance(dim, tuple):
             if len(dim) != 1:
-                dims = tuple(self._from_the_end(value, d) for d in dim)
+                dims = tuple(self.from_the_end(value, d) for d in dim)
                 return tuple(sorted(dims)) if all(isinstance(d, int) for d in dims) else dims
             dim = dim[0]
         if type(dim) is not int or dim < 0:

@@ -106,6 +106,14 @@ def keeps_what_is_folded(x: Any = Input(..., D)) -> Any:
     return 1 / keep(torch.sqrt(x.float()))
 
 
+def counts_from_the_front(x: Any = Input(..., D)) -> Any:
+    return F.softmax(x.transpose(1, 2), -1)
+
+
+def counts_from_the_front_by_default(x: Any = Input(..., D)) -> Any:
+    return F.silu(torch.cat([x, x]))
+
+
 def orders_a_difference(x: Any = Input(..., D), y: Any = Input(..., D)) -> Any:
     return ordered(x - y)
 
@@ -153,6 +161,8 @@ def optional_weight_of_linear(x: Any = Input(..., D), weight: Any = Param(N, D, 
         (many_used_inside, r"what many\(\.\.\.\) returns can only be returned by the pattern"),
         (keeps_a_capture, r"keep\(\.\.\.\) takes a value that the pattern computes; given the capture 'x'"),
         (keeps_what_is_folded, r"keep\(\.\.\.\) marks a value that the canonical view folds into another op"),
+        (counts_from_the_front, r"transpose counts dimension 1 from the front; count from the end"),
+        (counts_from_the_front_by_default, r"cat counts dimension 0 from the front; count from the end"),
         (orders_a_difference, r"ordered\(\.\.\.\) takes the result of a commutative op; sub\(x, y\) is none"),
     ],
     ids=lambda p: p.__name__ if callable(p) else "",
