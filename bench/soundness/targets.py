@@ -47,7 +47,6 @@ TARGETS: dict[str, Aim] = {
     "equal_parts": Aim(("fuzz_packed_glu",), "first_half", ("{0}[..., 1 : 1 + {0}.shape[-1] // 2]",)),
     "same_border": Aim(("fuzz_slice",), "slice_from_2", ("{0}[..., 2:5]", "{0}[..., 2:-1]")),
     "exponent": Aim(NORMS, "square", ("{0}.pow(3)", "{0} ** 4", "{0}.pow(1)")),
-    "gate.binding": Aim(("fuzz_each", "fuzz_low_only"), edit="other_operand"),
     "gate.constraint": Aim(("fuzz_biases_in_pairs",)),
     "gate.external_use": Aim(edit="extra_reader"),
     "gate.graph_output": Aim(edit="returned"),

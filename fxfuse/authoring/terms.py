@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -52,8 +52,6 @@ class OpTerm(Term):
     where a cast to it was left out because promotion makes it.
     """
 
-    DIMENSIONS: ClassVar[frozenset[str]] = frozenset({"dim", "dim0", "dim1"})
-
     op: str
     args: Mapping[str, Any]
     commutative: bool = False
@@ -64,12 +62,6 @@ class OpTerm(Term):
     def children(self) -> Iterator[Term]:
         for arg in self.args.values():
             yield from terms_in(arg)
-
-    @cached_property
-    def counts_from_first(self) -> bool:
-        """Whether an argument is a dimension counted from the first one."""
-        given = (self.args[name] for name in self.DIMENSIONS & self.args.keys())
-        return any(type(d) is int and d >= 0 for dim in given for d in (dim if isinstance(dim, tuple) else (dim,)))
 
     def __str__(self) -> str:
         return f"{self.op}({', '.join(str(a) for a in self.args.values())})"

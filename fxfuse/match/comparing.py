@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from fxfuse.authoring.captures import is_optional, is_param, is_scalar
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term, TermGraph, terms_in
-from fxfuse.match.dimensions import args_at
 from fxfuse.match.feasible import equal_literal, is_a_scalar, not_a_parameter
 from fxfuse.match.reasons import STRUCTURE, Failure, one_of_words, words
 from fxfuse.view import Value, View
@@ -193,7 +192,7 @@ class Comparison:
         total = Fit(bit, bit, (), (), ((term, value),))
         wrong: list[Hole] = []
         skipped = self.leading_to(term, without) if without is not None else ()
-        for name, wanted in args_at(self.view, term, value).items():
+        for name, wanted in term.args.items():
             if name in skipped:
                 continue
             given = self.view.operand(value.args.get(rename.get(name, name)))

@@ -14,7 +14,6 @@ import torch
 from fxfuse.authoring.captures import is_optional, is_param, is_scalar
 from fxfuse.authoring.keys import has_like_operands
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term, TermGraph
-from fxfuse.match.dimensions import args_at
 from fxfuse.view import LeafKind, Value, View
 from fxfuse.view.aten.numbers import is_number_in_tensor
 from fxfuse.view.ops import SPECS
@@ -48,7 +47,7 @@ class Feasible:
         """Whether a commutative op could match with its operands as they stand, and with both swapped."""
         given = {name: self.view.operand(raw) for name, raw in operand.args.items()}
         swapped = {**given, "input": given.get("other"), "other": given.get("input")}
-        return self._args_fit(term, given, operand), self._args_fit(term, swapped, operand)
+        return self._args_fit(term, given), self._args_fit(term, swapped)
 
     def symmetric(self, form: TermGraph, term: OpTerm) -> bool:
         """Whether the order of a commutative op's operands says nothing, since they are alike in the pattern."""
@@ -68,10 +67,10 @@ class Feasible:
             return False
         if term.commutative:
             return any(self.orders(term, operand))
-        return self._args_fit(term, {name: self.view.operand(raw) for name, raw in operand.args.items()}, operand)
+        return self._args_fit(term, {name: self.view.operand(raw) for name, raw in operand.args.items()})
 
-    def _args_fit(self, term: OpTerm, given: dict[str, Any], operand: Value) -> bool:
-        for name, wanted in args_at(self.view, term, operand).items():
+    def _args_fit(self, term: OpTerm, given: dict[str, Any]) -> bool:
+        for name, wanted in term.args.items():
             found = given.get(name)
             if found is None and isinstance(wanted, CaptureTerm) and is_scalar(wanted.capture):
                 found = dict(SPECS[term.op].params).get(name)

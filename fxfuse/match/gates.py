@@ -170,7 +170,7 @@ def _no_cycle(match: Match) -> Failure | None:
 
 
 _GATES = (
-    (_interior_is_not_captured, (safeguard("gate.binding", "a capture that the site itself makes"),)),
+    (_interior_is_not_captured, ()),
     (_no_writes, (safeguard("gate.mutation", "a write to what the site reads or makes, between its parts"),)),
     (
         _no_other_readers,

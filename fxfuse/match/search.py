@@ -18,7 +18,6 @@ from fxfuse.authoring import Dim, Pattern
 from fxfuse.authoring.captures import is_input, is_optional, is_param, is_scalar
 from fxfuse.authoring.sizes import evaluate, solve
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, ManyTerm, OpTerm, Term, TermGraph
-from fxfuse.match.dimensions import args_at
 from fxfuse.match.feasible import Feasible, equal_literal, is_a_scalar, not_a_parameter
 from fxfuse.match.matching import Match
 from fxfuse.match.reasons import OF_GATES, Failure
@@ -245,8 +244,8 @@ class Search:
             self.fail(code, term, operand, f"{term.op} without {name}", f"{name}={given}")
             return
         for names in self._orders(term, operand):
-            wanted = args_at(self.view, term, operand).items()
-            pairs = [(name, arg, self.view.operand(operand.args.get(names.get(name, name)))) for name, arg in wanted]
+            operands = ((name, arg, operand.args.get(names.get(name, name))) for name, arg in term.args.items())
+            pairs = [(name, arg, self.view.operand(raw)) for name, arg, raw in operands]
             mark = len(self._trail)
             self._bind(term, operand)
             for _ in self._args(term, operand, pairs):

@@ -28,6 +28,13 @@ _ANY_DTYPE = {"linear", "part", "getitem"}
 _MAX_STEPS = 16  # a canonical form is a few steps away; more would be a cycle among the rules
 
 
+class _Untold(dict[str, Any]):
+    """The arguments of a call that its row does not fit: a rule that asks for one is told None."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
 class View:
     """The canonical view of one FX graph.
 
@@ -180,13 +187,12 @@ class View:
         dim = value.args.get("dim")
         if dim is None:
             dim = ops.SPECS[value.op].defaults.get("dim")
-        return self.from_the_end(value, dim)
+        return self._from_the_end(value, dim)
 
-    def from_the_end(self, value: Value, dim: Any) -> Any:
-        """A ``dim`` of this value, or several, counted from the last one, where that can be told; else as it is."""
+    def _from_the_end(self, value: Value, dim: Any) -> Any:
         if isinstance(dim, tuple):
             if len(dim) != 1:
-                dims = tuple(self.from_the_end(value, d) for d in dim)
+                dims = tuple(self._from_the_end(value, d) for d in dim)
                 return tuple(sorted(dims)) if all(isinstance(d, int) for d in dims) else dims
             dim = dim[0]
         if type(dim) is not int or dim < 0:
@@ -213,7 +219,7 @@ class View:
             return cast if cast is not None else Value("to", {}, node, known=False, meta=meta)
         args = ops.bind(spec, node.args, node.kwargs)
         if args is None:
-            return Value(spec.name, {}, node, known=False, meta=meta)
+            return Value(spec.name, _Untold(), node, known=False, meta=meta)
         value = Value(spec.name, args, node, meta=meta)
         if self.symbolic:
             value.meta = SymbolicMeta(self._symbolic_dtype(value))

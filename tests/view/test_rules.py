@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -276,3 +277,24 @@ def test_fp16_sum_overflows_where_the_mean_does_not() -> None:
     x = torch.full((1, 4096), 40.0, dtype=FP16)
     assert torch.isinf(x.square().sum(-1) / 4096)
     assert not torch.isinf(x.square().mean(-1))
+
+
+def _written_into(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    y = torch.mul(y, 2, out=y)
+    return x * y
+
+
+def _same_bits(x: torch.Tensor) -> torch.Tensor:
+    t = x.view(torch.float16)
+    return t.flatten().view(t.shape)
+
+
+def _no_dimensions(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.sum().movedim(0, -1), x.sum().transpose(0, -1)
+
+
+@pytest.mark.parametrize("function", [_written_into, _same_bits, _no_dimensions])
+def test_calls_that_no_row_fits_are_read_without_harm(function: Any) -> None:
+    count = function.__code__.co_argcount
+    gm, examples = capture(function, *(torch.ones(2, 2) for _ in range(count)))
+    assert View(gm.graph, examples).find("silu") == []

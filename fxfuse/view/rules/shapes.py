@@ -51,6 +51,8 @@ def transpose_from_the_end(view: View, value: Value) -> Value | None:
     rank = source.rank if isinstance(source, Value) else None
     if type(a) is not int or type(b) is not int:
         return None
+    if rank == 0:
+        return None
     if rank is not None:
         low, high = sorted((a % rank - rank, b % rank - rank))
     else:
@@ -87,6 +89,8 @@ def moved_dimensions(view: View, value: Value) -> Value | None:
     if rank is None:
         adjacent = len(old) == 1 and old[0] < 0 and new[0] < 0 and abs(old[0] - new[0]) == 1
         return _swap(value, old[0], new[0], "a swap of two dimensions") if adjacent else None
+    if rank == 0:
+        return None
     old, new = [d % rank for d in old], [d % rank for d in new]
     order: list[int | None] = [None] * rank
     for a, b in zip(old, new, strict=True):
