@@ -59,8 +59,8 @@ _DIMENSIONS = ("dim", "dim0", "dim1", "dims")
 
 def check_dimensions(graph: TermGraph, name: str) -> None:
     """The number of dimensions is open in a pattern, so a dimension counted from the front is nowhere for certain."""
-    for term in graph.order:
-        for key in _DIMENSIONS if isinstance(term, OpTerm) else ():
+    for term in (t for t in graph.order if isinstance(t, OpTerm)):
+        for key in _DIMENSIONS:
             given = term.args.get(key)
             for dim in given if isinstance(given, tuple) else (given,):
                 if type(dim) is int and dim >= 0:
