@@ -199,7 +199,7 @@ def test_gemma2s_other_pair_is_in_no_site() -> None:
 def test_olmo2s_reason_is_a_row_per_layer() -> None:
     report = fxfuse.explain(FAMILIES["olmo2"].build(), (ids(),), {"use_cache": False})
     assert [(s.outcome, s.code, s.modules) for s in report.sites] == [
-        ("missed", "OP", (f"model.layers.{i}.mlp",)) for i in range(LAYERS)
+        ("missed", "OP", (f"model.layers.{i}.post_attention_layernorm", f"model.layers.{i}.mlp")) for i in range(LAYERS)
     ]
     for site in report.sites:
         assert "expected norm" in site.reason
