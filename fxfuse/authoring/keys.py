@@ -59,13 +59,16 @@ def key_of(graph: TermGraph, without: frozenset[str] = frozenset()) -> Any:
 
 
 def has_nested_alternatives(graph: TermGraph) -> bool:
-    """Whether an alternative is part of another one, so that one place may hold a smaller and a larger match."""
+    """Whether an alternative is part of a larger one, so that one place may hold a smaller and a larger match.
+
+    Two that differ in casts only are of one size: where the casts vanish, the first declared is taken.
+    """
     keys = Keys(casts=False)  # which a site need not have
     for term in graph.order:
         if isinstance(term, ChoiceTerm):
             for label, alternative in term.alternatives.items():
                 wanted = keys.of(alternative)
-                others = (other for name, other in term.alternatives.items() if name != label)
+                others = [o for name, o in term.alternatives.items() if name != label and keys.of(o) != wanted]
                 if any(keys.of(t) == wanted for other in others for t in graph.below(other)):
                     return True
     return False
