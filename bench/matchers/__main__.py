@@ -60,6 +60,7 @@ def _times(args: argparse.Namespace) -> Any:
 
     results = scaling.measure_sizes(tuple(args.sizes or scaling.SIZES), repeats=args.repeats, cap=args.cap)
     tables.show_times(results)
+    tables.show_pace()
     return tables.time_records(results)
 
 
@@ -68,6 +69,7 @@ def _smollm2(args: argparse.Namespace) -> Any:
 
     results = smollm2.measure_smollm2(repeats=3 * args.repeats, cap=args.cap)
     tables.show_smollm2(results)
+    tables.show_pace()
     return tables.time_records(results)
 
 

@@ -150,13 +150,13 @@ class Comparison:
         if isinstance(term, ChoiceTerm):
             return self._choice(term, operand)
         assert isinstance(term, OpTerm)
-        if isinstance(operand, Value) and operand.known:
+        if isinstance(operand, Value):
             if term.op == "cast":
-                if operand.op != "cast":
+                if operand.op != "cast" or not operand.known:
                     return self.fit(term.args["input"], operand)
                 below = self.fit(term.args["input"], self.view.operand(operand.args["input"]))
                 return below._replace(places=((term, operand), *below.places))
-            if operand.op == term.op:
+            if operand.known and operand.op == term.op:
                 best = self.operands(term, operand, {})
                 if term.commutative:
                     swapped = self.operands(term, operand, SWAPPED)

@@ -148,6 +148,8 @@ class Editor:
     def finish(self, bodies: Mapping[str, fx.GraphModule]) -> fx.GraphModule:
         """The rewritten module. ``bodies`` replace the graphs of higher-order ops, by attribute name."""
         sweep(self._suspects, self._gone)
+        for node in self._gone:  # a graph's namespace holds erased nodes, and their fake tensors with them
+            node.meta.clear()
         self.graph.lint()
         made = module_of(self.gm, self.graph)
         for name, body in bodies.items():

@@ -30,7 +30,7 @@ def nested(
 @pattern("relations")
 def relations(x: Any = Input(..., D), w: Any = Param(2 * N, D), v: Any = Param(N + 1, dtype=(torch.bfloat16,))) -> Any:
     a, b = F.linear(x, w).chunk(2, -1)
-    return F.silu(a) * b, torch.tanh(v)
+    return F.silu(a) * b, torch.tanh(x.mean() * v)
 
 
 @pattern("several")
