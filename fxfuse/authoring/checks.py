@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
-from fxfuse.authoring.captures import Capture
+from fxfuse.authoring.captures import Capture, is_param
 from fxfuse.authoring.terms import CaptureTerm, DtypeTerm, ManyTerm, OpTerm, Term, TermGraph, is_number
 from fxfuse.errors import PatternError
 from fxfuse.view.effects import written_by
@@ -60,6 +60,8 @@ _DIMENSIONS = ("dim", "dim0", "dim1", "dims")
 def check_dimensions(graph: TermGraph, name: str) -> None:
     """The number of dimensions is open in a pattern, so a dimension counted from the front is nowhere for certain."""
     for term in (t for t in graph.order if isinstance(t, OpTerm)):
+        if all(is_param(t.capture) for t in graph.below(term) if isinstance(t, CaptureTerm)):
+            continue  # what is made of parameters alone has as many dimensions as they have
         for key in _DIMENSIONS:
             given = term.args.get(key)
             for dim in given if isinstance(given, tuple) else (given,):
