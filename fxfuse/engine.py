@@ -390,7 +390,7 @@ class _Work:
 
     def _try(self, plan: Plan, editor: Editor) -> None:
         """Measure the site on random inputs, and leave it as it is where it cannot be trusted."""
-        from fxfuse.numerics.trial import trial  # only with verify=True
+        from fxfuse.numerics.trial import trial  # only where sites are tried
 
         match, kernel = plan.found.match, plan.kernel
         assert match is not None

@@ -71,7 +71,7 @@ def post_grad_graph(
     seen: list[fx.GraphModule] = []
     arguments: list[Any] = []
 
-    class Look(compat.custom_graph_pass()):  # type: ignore[misc]
+    class Look(compat.custom_graph_pass()):  # type: ignore[misc]  # a base that each torch names elsewhere
         def __call__(self, graph: fx.Graph) -> None:
             gm: Any = graph.owning_module
             gm.meta[LEAVES] = leaves_of(gm)

@@ -78,7 +78,10 @@ def packed_glu(x: Any = Input(..., D), w: Any = Param(2 * N, D), b: Any = Param(
 @pattern("fuzz_nested_choice")
 def nested_choice(x: Any = Input(..., D), w: Any = Param(OUT, D)) -> Any:
     y = F.linear(x, w)
-    smooth = lambda: one_of("kind", exact=lambda: F.gelu(y), tanh=lambda: F.gelu(y, approximate="tanh"))  # noqa: E731
+
+    def smooth() -> Any:
+        return one_of("kind", exact=lambda: F.gelu(y), tanh=lambda: F.gelu(y, approximate="tanh"))
+
     return one_of("act", smooth=smooth, silu=lambda: F.silu(y), square=lambda: F.relu(y).pow(2)) * 2.0
 
 

@@ -129,7 +129,7 @@ class Example:
         for node in graph.find_nodes(op="get_attr"):
             name = str(node.target)
             if name not in dict(root.named_parameters()):
-                root.register_parameter(name, tensors[name])  # type: ignore[arg-type]
+                root.register_parameter(name, tensors[name])  # type: ignore[arg-type]  # parameters, as drawn
         return fx.GraphModule(root, graph)
 
     def capture(self, *, grad: bool = False) -> Captured:

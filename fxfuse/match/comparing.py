@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from fxfuse.authoring.captures import is_optional, is_param, is_scalar
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term, TermGraph, terms_in
-from fxfuse.match.feasible import equal_literal, is_a_scalar, not_a_parameter
+from fxfuse.match.feasible import SWAPPED, equal_literal, is_a_scalar, not_a_parameter
 from fxfuse.match.reasons import STRUCTURE, Failure, one_of_words, words
 from fxfuse.view import Value, View
 from fxfuse.view.ops import SPECS
@@ -23,8 +23,6 @@ MOST_READERS = 16
 """How many readers of one value are looked at: in every place alike, so that a graph of any size takes linear time."""
 
 _Item = TypeVar("_Item")
-
-SWAPPED = {"input": "other", "other": "input"}
 
 
 Rank = tuple[int, int, bool, int]
@@ -224,7 +222,7 @@ class Comparison:
 
 
 def _default(term: OpTerm, name: str) -> Any:
-    return dict(SPECS[term.op].params).get(name)
+    return SPECS[term.op].defaults.get(name)
 
 
 def _capture(term: CaptureTerm, operand: Any) -> Fit:

@@ -18,6 +18,9 @@ from fxfuse.view import LeafKind, Value, View
 from fxfuse.view.aten.numbers import is_number_in_tensor
 from fxfuse.view.ops import SPECS
 
+SWAPPED = {"input": "other", "other": "input"}
+"""The operands of a commutative op, in the other order."""
+
 
 class Feasible:
     """The look ahead for one form of a pattern in one view."""
@@ -73,7 +76,7 @@ class Feasible:
         for name, wanted in term.args.items():
             found = given.get(name)
             if found is None and isinstance(wanted, CaptureTerm) and is_scalar(wanted.capture):
-                found = dict(SPECS[term.op].params).get(name)
+                found = SPECS[term.op].defaults.get(name)
             if not self(wanted, found):
                 return False
         return True

@@ -85,12 +85,13 @@ def find_sites(
     probes = [Probe(view, form) for form in pattern.forms]
     for probe in probes:
         form = probe.form
+        larger = [set(match.nodes) for match in known.values()]  # of the forms before, which have more operations
         feasible = Feasible(view)
         for seed in _seed_values(view, form.seeds):
             search = Search(view, pattern, form, feasible, gate, limit)
             for match in search.run(seed, every=pattern.may_overlap_itself):
                 key = frozenset(id(v) for v in match.outputs)
-                if key not in known and not _within(match, known.values()):
+                if key not in known and not any(nodes.issuperset(match.nodes) for nodes in larger):
                     known[key] = match
                     size = probe.operations(match.variant)
                     sites.append(Found(pattern, seed, match, None, match.nodes, match.variant, size, size))
@@ -124,12 +125,6 @@ def place_around(view: View, pattern: Pattern, values: Iterable[Value]) -> Found
 
 def _near(matched: int, total: int) -> bool:
     return matched >= NEAR * total and (matched >= FEW or matched == total)
-
-
-def _within(match: Match, others: Iterable[Match]) -> bool:
-    """Whether a larger form of the pattern has matched all of this already."""
-    nodes = set(match.nodes)
-    return any(other.form is not match.form and nodes <= set(other.nodes) for other in others)
 
 
 def _apart(places: Sequence[Place]) -> list[Place]:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from fxfuse.authoring.terms import ChoiceTerm, ManyTerm, OpTerm, Term, TermGraph
 from fxfuse.errors import listed
 from fxfuse.match.below import deepened
-from fxfuse.match.comparing import MOST_READERS, SWAPPED, Comparison, Fit, Hole, Places, Rank, is_a_view, spellings
+from fxfuse.match.comparing import MOST_READERS, Comparison, Fit, Hole, Places, Rank, is_a_view, spellings
+from fxfuse.match.feasible import SWAPPED
 from fxfuse.match.reasons import OF_GATES, Attempt, Failure
 from fxfuse.view import Value, View
 

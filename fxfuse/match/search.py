@@ -18,7 +18,7 @@ from fxfuse.authoring import Dim, Pattern
 from fxfuse.authoring.captures import is_input, is_optional, is_param, is_scalar
 from fxfuse.authoring.sizes import evaluate, solve
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, ManyTerm, OpTerm, Term, TermGraph
-from fxfuse.match.feasible import Feasible, equal_literal, is_a_scalar, not_a_parameter
+from fxfuse.match.feasible import SWAPPED, Feasible, equal_literal, is_a_scalar, not_a_parameter
 from fxfuse.match.matching import Match
 from fxfuse.match.reasons import OF_GATES, Failure
 from fxfuse.safeguards import safeguard
@@ -37,8 +37,6 @@ SIZES = safeguard("match.size", "a tensor whose sizes do not fit the capture's")
 WIDE = safeguard("match.wide", "a formula of the pattern that rounds between its steps, in bf16, taken for one op")
 WITHOUT = safeguard("match.without", "operands that are absent together, of which the reference makes more than that")
 SAME = safeguard("match.same", "two places that must hold one value holding two")
-
-_SWAPPED = {"input": "other", "other": "input"}
 
 Accept = Callable[[Match], Failure | None]
 
@@ -261,7 +259,7 @@ class Search:
         fits, swapped = self.feasible.orders(term, operand)
         if fits and swapped and not self.pattern.constraints and self.feasible.symmetric(self.form, term):
             return [straight]
-        return [straight] if fits and not swapped else [_SWAPPED] if swapped and not fits else [straight, _SWAPPED]
+        return [straight] if fits and not swapped else [SWAPPED] if swapped and not fits else [straight, SWAPPED]
 
     def _args(self, term: OpTerm, operand: Value, pairs: list[tuple[str, Any, Any]]) -> Iterator[None]:
         if not pairs:
@@ -269,7 +267,7 @@ class Search:
             return
         (name, wanted, given), rest = pairs[0], pairs[1:]
         if given is None and isinstance(wanted, CaptureTerm) and is_scalar(wanted.capture):
-            given = dict(SPECS[term.op].params).get(name)
+            given = SPECS[term.op].defaults.get(name)
         if isinstance(wanted, CaptureTerm) and is_optional(wanted.capture) and given is None:
             if self.bound.get(wanted) is not None:
                 self.fail("ARITY", term, operand, f"{term.op} with {name}", f"none (node {operand.node.name})")
@@ -295,7 +293,7 @@ class Search:
         elif LITERALS(equal_literal(wanted, given) and self._promotes_alike(wanted, given, operand)):
             yield from self._args(term, operand, rest)
         else:
-            default = dict(SPECS[term.op].params).get(name)
+            default = SPECS[term.op].defaults.get(name)
             found = given if given is not None else default
             self.fail("LITERAL", term, operand, f"{term.op} {name}={wanted}", f"{name}={_literal(found)}")
 

@@ -337,7 +337,7 @@ class OnDict(Net):
     def __init__(self) -> None:
         super().__init__(on_dict)
 
-    def forward(self, a: torch.Tensor, *, d: dict[str, torch.Tensor]) -> Any:  # type: ignore[override]
+    def forward(self, a: torch.Tensor, *, d: dict[str, torch.Tensor]) -> Any:  # type: ignore[override]  # by keyword is the case
         return on_dict(self, a, d=d)
 
 
@@ -350,7 +350,7 @@ def test_an_exported_module_keeps_its_signature() -> None:
 
 def test_a_trace_with_concrete_args_keeps_its_signature() -> None:
     class Dicts(Net):
-        def forward(self, d: dict[str, torch.Tensor]) -> Any:  # type: ignore[override]
+        def forward(self, d: dict[str, torch.Tensor]) -> Any:  # type: ignore[override]  # by keyword is the case
             return {"y": plain_fp32(self, d["x"])}
 
     model = Dicts(plain)

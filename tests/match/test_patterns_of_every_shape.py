@@ -271,7 +271,7 @@ def test_one_name_is_one_choice_and_each_is_one_a_place() -> None:
     assert "" not in codes(one_choice, apart)
     assert [s.variant for s in sites(two_choices, alike) if s.match] == [{"act_1": "silu", "act_2": "silu"}]
     (site,) = [s for s in sites(two_choices, apart) if s.match]
-    assert sorted(site.variant.values()) == ["silu", "tanh"]  # type: ignore[union-attr]
+    assert sorted(site.variant.values()) == ["silu", "tanh"]  # type: ignore[union-attr]  # of a match
     x, y = torch.randn(3), torch.randn(3)
     assert torch.equal(
         two_choices.reference({"x": x, "y": y}, {"act_1": "silu", "act_2": "tanh"}), F.silu(x) + torch.tanh(y)

@@ -96,7 +96,7 @@ def test_tol_takes_the_place_of_the_contract() -> None:
     assert not fxfuse.verify(model, args, options=options(subtle.tried_mlp, "right"), tol=0.0).ok
     for bad in (-1.0, float("inf"), float("nan"), True, "1e-3"):
         with pytest.raises(fxfuse.OptionError, match="tol is a relative error of at least 0; given"):
-            fxfuse.verify(model, args, tol=bad)  # type: ignore[arg-type]
+            fxfuse.verify(model, args, tol=bad)  # type: ignore[arg-type]  # is the case
 
 
 @torch.no_grad()
@@ -153,10 +153,10 @@ class Checkpointed(nn.Module):
         self.deeper = deeper
 
     def inner(self, x: Tensor) -> Tensor:
-        return checkpoint(self.mlp, x, use_reentrant=False) + 1.0  # type: ignore[no-any-return]
+        return checkpoint(self.mlp, x, use_reentrant=False) + 1.0  # type: ignore[no-any-return]  # checkpoint is untyped
 
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.inner if self.deeper else self.mlp, 2.0 * x, use_reentrant=False) - 1.0  # type: ignore
+        return checkpoint(self.inner if self.deeper else self.mlp, 2.0 * x, use_reentrant=False) - 1.0  # type: ignore  # as above
 
 
 @pytest.mark.parametrize("deeper", [False, True])
@@ -180,7 +180,7 @@ class WritesBetween(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate = torch.nn.functional.silu(self.mlp.gate(x))
         x.mul_(1.5)
-        return self.mlp.down(gate * self.mlp.up(x))  # type: ignore[no-any-return]
+        return self.mlp.down(gate * self.mlp.up(x))  # type: ignore[no-any-return]  # a module's attribute
 
 
 @torch.no_grad()
@@ -204,7 +204,7 @@ class WritesAfter(nn.Module):
         y = self.mlp(x)
         x.zero_()
         y.mul_(3.0)
-        return y + x  # type: ignore[no-any-return]
+        return y + x  # type: ignore[no-any-return]  # what a module returns
 
 
 @torch.no_grad()

@@ -151,7 +151,7 @@ def norm_read_by_attention(net: Net) -> Net:
         net.seen = ATTENTION.attention(h)
         return h
 
-    block.norm.forward = forward  # type: ignore[method-assign]
+    block.norm.forward = forward  # type: ignore[method-assign]  # as an engine patches a model
     net.between = lambda x: x + net.seen
     return net
 

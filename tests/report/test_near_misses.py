@@ -8,7 +8,7 @@ import pytest
 
 from bench import near_misses
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="transformers is an extra")
 
 
 def masked(text: str) -> str:

@@ -66,7 +66,7 @@ def inductor_graph(model: Any, args: Sequence[Any], kind: str, *, dynamic: bool 
     """What Inductor hands to a custom pass of this kind."""
     seen: list[Captured] = []
 
-    class Look(compat.custom_graph_pass()):  # type: ignore[misc]
+    class Look(compat.custom_graph_pass()):  # type: ignore[misc]  # a base that each torch names elsewhere
         def __call__(self, graph: fx.Graph) -> None:
             gm: Any = graph.owning_module
             seen.append(Captured(gm, leaves_of(gm)))

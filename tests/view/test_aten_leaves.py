@@ -66,7 +66,7 @@ def test_in_training_too() -> None:
     model.inner.requires_grad_(True)
     seen: list[list[Any]] = []
 
-    class Look(compat.custom_graph_pass()):  # type: ignore[misc]
+    class Look(compat.custom_graph_pass()):  # type: ignore[misc]  # a base that each torch names elsewhere
         def __call__(self, graph: fx.Graph) -> None:
             gm: Any = graph.owning_module
             seen.append(leaves_of(gm) or [])
@@ -77,7 +77,10 @@ def test_in_training_too() -> None:
 
     import torch._inductor.config as config
 
-    with config.patch({"post_grad_custom_pre_pass": Look(), "force_disable_caches": True}), pytest.raises(Exception):  # noqa: B017
+    with (
+        config.patch({"post_grad_custom_pre_pass": Look(), "force_disable_caches": True}),
+        pytest.raises(Exception, match="seen"),
+    ):
         torch.compile(model)(rows(3, HIDDEN), rows(3, HIDDEN))
     assert {(leaf.path, leaf.kind) for leaf in seen[0]} >= {*OF_MODEL, ("x", INPUT)}
 
@@ -99,7 +102,7 @@ def test_a_part_of_a_graph_does_not_tell_and_a_site_in_it_is_found() -> None:
     real = [torch.randn(a.shape) for a in arguments]
     seen: list[tuple[list[Any], int]] = []
 
-    class Look(compat.custom_graph_pass()):  # type: ignore[misc]
+    class Look(compat.custom_graph_pass()):  # type: ignore[misc]  # a base that each torch names elsewhere
         def __call__(self, graph: fx.Graph) -> None:
             gm: Any = graph.owning_module
             leaves = leaves_of(gm)
@@ -113,7 +116,7 @@ def test_a_part_of_a_graph_does_not_tell_and_a_site_in_it_is_found() -> None:
     import torch._inductor.config as config
 
     patched = config.patch({"post_grad_custom_post_pass": Look(), "force_disable_caches": True})
-    with patched, torch.no_grad(), pytest.raises(Exception):  # noqa: B017
+    with patched, torch.no_grad(), pytest.raises(Exception, match="seen"):
         compat.compile_fx(bare, real, None)(*real)
     ((leaves, matches),) = seen
     assert {leaf.kind for leaf in leaves} == {LeafKind.UNTOLD}

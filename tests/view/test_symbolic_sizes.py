@@ -22,7 +22,7 @@ def symbolic_capture(function: object, *shape: int) -> tuple[fx.GraphModule, lis
     x = torch.randn(shape)
     for dim in range(min(2, len(shape) - 1)):
         torch._dynamo.mark_dynamic(x, dim)
-    torch.compile(function, backend=look, fullgraph=True)(x)  # type: ignore[call-overload]
+    torch.compile(function, backend=look, fullgraph=True)(x)  # type: ignore[call-overload]  # any callable
     (only,) = seen
     return only
 
