@@ -19,7 +19,7 @@ from fxfuse import paths
 from fxfuse.authoring import Pattern, Region
 from fxfuse.authoring.captures import is_scalar
 from fxfuse.describe import site_record
-from fxfuse.errors import OptionError, warn_once
+from fxfuse.errors import OptionError, first_line, warn_once
 from fxfuse.kernels import Kernel, SiteFacts, candidates, choose, named, reference, why_none
 from fxfuse.match import Failure, Found, Match, find_sites, select, sites_of
 from fxfuse.options import Options
@@ -204,7 +204,7 @@ class _Work:
         except Exception as error:
             if self.options.on_error == "raise":
                 raise
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            what = first_line(error)
             warn_once(f"fxfuse leaves a site as it is (REWRITE_ERROR): {what}")
             return Plan(site, None, "", "", Failure("REWRITE_ERROR", what, operand=site.seed))
 
@@ -378,7 +378,7 @@ class _Work:
             except Exception as error:
                 if self.options.on_error == "raise":
                     raise
-                what = f"{type(error).__name__}: {error}".splitlines()[0]
+                what = first_line(error)
                 warn_once(f"fxfuse leaves a site as it is (REWRITE_ERROR): {what}")
                 code = error.code if isinstance(error, RewriteError) else "REWRITE_ERROR"
                 plan.failure = Failure(code, what, operand=plan.found.match.root)

@@ -34,6 +34,11 @@ class CaptureError(FxfuseError, RuntimeError):
     """``explain`` and its kind captured no graph, so that a report would be empty in silence."""
 
 
+def first_line(error: BaseException) -> str:
+    """An error in a few words: its type, and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 @functools.cache
 def _shortened(kind: Any) -> Any:
     from torch._dynamo.exc import ShortenTraceback

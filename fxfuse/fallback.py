@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from fxfuse.engine import Fused
-from fxfuse.errors import warn_once
+from fxfuse.errors import first_line, warn_once
 from fxfuse.options import Options
 from fxfuse.report import ReasonRecord, Report, Site
 
@@ -19,7 +19,7 @@ def unchanged(gm: fx.GraphModule, options: Options, error: Exception, so: str, s
         so: what fxfuse does now, for the warning.
         sites: those of the rewrite that failed afterwards.
     """
-    what = f"{type(error).__name__}: {error}".splitlines()[0]
+    what = first_line(error)
     warn_once(f"fxfuse failed and {so} (REWRITE_ERROR): {what}")
     detail = ReasonRecord("REWRITE_ERROR", what)
     lost = [s for s in sites if s.outcome == "rewritten"] or [

@@ -247,10 +247,12 @@ def trace(
             f"pattern {name!r} depends on the absence of {len(branching)} optional captures, {', '.join(branching)}; "
             f"at most {MOST_OPTIONAL} may change what it computes. Use one_of, or a second pattern."
         )
+    traced = {frozenset[str](): whole, **{frozenset({c}): form for c, form in singles.items()}}
     forms: dict[Any, TermGraph] = {}
     for count in range(len(branching) + 1):
         for absent in itertools.combinations(branching, count):
-            form = _form(function, captures, name, line, frozenset(absent))
+            gone = frozenset(absent)
+            form = traced[gone] if gone in traced else _form(function, captures, name, line, gone)
             forms.setdefault(key_of(form), form)
     check_forms(list(forms.values()), name)
     return tuple(sorted(forms.values(), key=lambda f: -f.operations))

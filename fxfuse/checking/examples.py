@@ -17,6 +17,7 @@ from fxfuse.checking.failures import CheckError
 from fxfuse.checking.running import call, tensors_in
 from fxfuse.checking.sizing import Sizing, size_for
 from fxfuse.checking.ways import Way, ways
+from fxfuse.errors import first_line
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OUTLIER = 100.0
@@ -155,7 +156,7 @@ class Example:
             with torch.set_grad_enabled(grad), compat.without_recompile_limits():
                 compat.isolated_compile(module, look, fullgraph=True, dynamic=self.symbolic)(*inputs)
         except Exception as error:
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            what = first_line(error)
             raise CheckError(f"Dynamo cannot capture the reference as {self}: {what}") from error
         finally:
             compat.forget_code(type(module).forward.__code__)
@@ -237,7 +238,7 @@ def example(way: Way, dtype: torch.dtype, *, sizing: Sizing | None = None, seed:
     try:
         results = way.run(made.tensors(), made.sizing.scalars)
     except Exception as error:
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        what = first_line(error)
         raise CheckError(f"the reference cannot run as {made}: {what}") from error
     finite = all(bool(t.isfinite().all()) for t in tensors_in(results))
     return made if finite else replace(made, positive=True)

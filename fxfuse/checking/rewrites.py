@@ -18,7 +18,7 @@ from fxfuse.checking.sketch import META, evaluate
 from fxfuse.checking.ways import Way
 from fxfuse.compat import statically_known_true
 from fxfuse.engine import Fused
-from fxfuse.errors import OptionError
+from fxfuse.errors import OptionError, first_line
 from fxfuse.kernels import REFERENCE, kernels_for
 from fxfuse.numerics.contract import Errors, errors, worst
 from fxfuse.numerics.exact import Exact, NotMeasured, wide
@@ -94,7 +94,7 @@ class Kernels:
                 reasons.append(why)
             return None
         except Exception as error:
-            self._fail("kernel", example, captured, name, f"cannot be put in place: {_first_line(error)}")
+            self._fail("kernel", example, captured, name, f"cannot be put in place: {first_line(error)}")
             return None
         kernels = [site.kernel for site in fused.report.sites if site.outcome == "rewritten"]
         return fused if kernels == [name] else None
@@ -110,7 +110,7 @@ class Kernels:
             with mode_of(fakes), torch.no_grad():
                 got = _fake(fused.gm, fakes)
         except Exception as error:
-            self._fail("kernel", example, captured, name, f"does not run on fake tensors: {_first_line(error)}")
+            self._fail("kernel", example, captured, name, f"does not run on fake tensors: {first_line(error)}")
             return
         problem = form_differs(got, wanted)
         if problem is not None:
@@ -128,7 +128,7 @@ class Kernels:
             try:
                 result, left = evaluate(fused.gm, arguments)
             except Exception as error:
-                self._fail("kernel", example, captured, name, f"fails when it runs: {_first_line(error)}")
+                self._fail("kernel", example, captured, name, f"fails when it runs: {first_line(error)}")
                 return
             problem = form_differs(result, eager) or _touched(arguments, left)
             if problem is not None:
@@ -197,7 +197,7 @@ class Kernels:
             except NotMeasured:
                 return
             except Exception as error:
-                self._fail("gradient", example, captured, name, f"fails under autograd: {_first_line(error)}")
+                self._fail("gradient", example, captured, name, f"fails under autograd: {first_line(error)}")
                 return
             for place, (ours, theirs, wanted) in enumerate(zip(result, eager, exact, strict=True)):
                 if (ours is None) != (theirs is None):
@@ -294,11 +294,6 @@ def _distance(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
     """RMS over all places of all results."""
     total = sum((x.double() - y.double()).nan_to_num().square().sum().item() for x, y in zip(a, b, strict=True))
     return float(total) ** 0.5
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
 
 
 __all__ = ["SEEDS", "Kernels", "Rewrites", "form_differs"]

@@ -14,6 +14,7 @@ from fxfuse.authoring.captures import Capture
 from fxfuse.authoring.sizes import Dim, dims_in, evaluate
 from fxfuse.checking.failures import CheckError
 from fxfuse.checking.ways import Way
+from fxfuse.errors import first_line
 
 DISTINCT = (16, 24, 40, 12, 20, 28, 36, 44, 52, 60)
 ODD = (7, 9, 11, 5, 13, 15, 3, 17, 19, 21)
@@ -79,7 +80,7 @@ def _size_for(key: _Key, lead: tuple[int, ...], prefer: tuple[int, ...]) -> Sizi
             last = last or error
         else:
             return sizing
-    what = f"{type(last).__name__}: {last}".splitlines()[0]
+    what = first_line(last) if last else "nothing, for no sizes fit its relations"
     raise CheckError(
         f"no sizes were found with which the reference runs as {way}; with distinct sizes it raises {what}. "
         f"Relate sizes that depend on one another, as in Param(2 * N, D)."

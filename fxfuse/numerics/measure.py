@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxfuse.errors import first_line
 from fxfuse.numerics.contract import Error, Errors, errors, worst
 from fxfuse.numerics.exact import NotMeasured
 from fxfuse.numerics.isolate import Isolated
@@ -106,11 +107,6 @@ def not_measured(why: str) -> Verdict:
 
 def broken(kernel: str, error: KernelError) -> Verdict:
     return Verdict(problem=f"kernel {kernel}: {error}")
-
-
-def first_line(error: Exception) -> str:
-    """An error in a few words."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _compare(result: int, fused: Tensor, eager: Tensor, exact: Tensor) -> Measured:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxfuse.compat import FakeTensor, size_hint
+from fxfuse.errors import first_line
 from fxfuse.kernels import Kernel
 from fxfuse.match import Match
 from fxfuse.numerics.exact import NotMeasured
@@ -19,7 +20,6 @@ from fxfuse.numerics.measure import (
     Measured,
     Verdict,
     broken,
-    first_line,
     judge,
     measure,
     not_measured,

@@ -11,12 +11,12 @@ from torch import Tensor, fx
 from fxfuse.capture import capture, merge, positional
 from fxfuse.describe import reason_record
 from fxfuse.engine import Fused, Rewritten
-from fxfuse.errors import OptionError
+from fxfuse.errors import OptionError, first_line
 from fxfuse.expectations import judge as judge_counts
 from fxfuse.match import Failure
 from fxfuse.numerics.exact import NotMeasured
 from fxfuse.numerics.isolate import Isolated
-from fxfuse.numerics.measure import KernelError, Measured, Verdict, broken, first_line, judge, measure, not_measured
+from fxfuse.numerics.measure import KernelError, Measured, Verdict, broken, judge, measure, not_measured
 from fxfuse.options import parse
 from fxfuse.report import Report, Site
 from fxfuse.view.effects import body_of

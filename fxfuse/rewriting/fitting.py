@@ -10,7 +10,7 @@ from torch import fx
 from fxfuse.rewriting.errors import RewriteError
 from fxfuse.rewriting.examples import tensor_of
 from fxfuse.safeguards import safeguard
-from fxfuse.view.effects import written_by
+from fxfuse.view.effects import storages, written_by
 from fxfuse.view.values import same_shape, same_size
 
 SAME_TYPE = safeguard("same-type", "readers would get another dtype, shape or device than they were written for")
@@ -58,13 +58,7 @@ def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _storage(node: fx.Node) -> int | None:
-    tensor = tensor_of(node)
-    if tensor is None or tensor.layout is not torch.strided:
-        return None
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a wrapper without storage of its own
-        return None
+    return next(storages(node), None)
 
 
 def _same_memory(

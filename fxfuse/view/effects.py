@@ -103,7 +103,7 @@ class Effects:
                 for source in _may_be_aliased(node):  # without metadata an unknown op may alias anything that it reads
                     if root(source) is not root(node):
                         parent[root(node)] = root(source)
-            for key in _storages(node):
+            for key in storages(node):
                 first = by_storage.setdefault(key, node)
                 if root(first) is not root(node):
                     parent[root(node)] = root(first)
@@ -132,7 +132,7 @@ class Effects:
 
     def share_storage(self, a: fx.Node, b: fx.Node) -> bool:
         """Whether two nodes are known to be one storage, so that a write to one is a write to the other."""
-        ours, theirs = list(_storages(a)), list(_storages(b))
+        ours, theirs = list(storages(a)), list(storages(b))
         return bool(ours) and ours == theirs
 
     def is_written(self, node: fx.Node) -> bool:
@@ -294,7 +294,8 @@ def _nodes_in(operand: Any) -> Iterator[fx.Node]:
         yield from _nodes_in(tuple(operand.values()))
 
 
-def _storages(node: fx.Node) -> Iterator[int]:
+def storages(node: fx.Node) -> Iterator[int]:
+    """An identity for each storage that the example value of this node has."""
     value = node.meta.get("example_value", node.meta.get("val"))
     for tensor in value if isinstance(value, tuple | list) else (value,):
         if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
