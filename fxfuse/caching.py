@@ -1,14 +1,16 @@
 """The tag that fxfuse adds to torch's compile-cache keys.
 
 torch's caches see the graph that fxfuse hands on, but not the bodies of the ops in it: after a changed kernel a new
-process would get the old code. The tag is a hash of every source file that such a body can come from, and of the
-functions themselves, which need not come from a file, and may hold values that no file shows.
+process would get the old code. The tag is a hash of every source file that such a body can come from, of the
+functions themselves, which need not come from a file, and may hold values that no file shows, and of the measurements
+that kernels are chosen by.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -18,19 +20,21 @@ from typing import Any
 import torch
 
 import fxfuse
+from fxfuse import library, results
 from fxfuse.authoring import Pattern, Region
 from fxfuse.fingerprint import fingerprint
-from fxfuse.kernels import Kernel, kernels_for
+from fxfuse.kernels import Kernel, Lazy, kernels_for
 
 
 def tag(patterns: Iterable[Pattern], *more: Any) -> str:
-    """A hash over fxfuse itself, these patterns, their packs and their kernels, and ``more``."""
+    """A hash over fxfuse itself, these patterns, their packs, kernels and measurements, and ``more``."""
     patterns = list(patterns)
     digest = hashlib.sha256(f"{fxfuse.__version__} {torch.__version__}".encode())
     for root in sorted(_roots(patterns)):
         digest.update(_hash_tree(root).encode())
     for pattern in patterns:
         digest.update(fingerprint(_pattern(pattern)).encode())
+    digest.update(results.current().digest({library.qualified(pattern) for pattern in patterns}).encode())
     digest.update(fingerprint(more).encode())
     return f"fxfuse-{digest.hexdigest()[:24]}"
 
@@ -56,6 +60,8 @@ def _kernel(kernel: Kernel) -> tuple[Any, ...]:
 
 def _root_of(function: Callable[..., Any]) -> str:
     """The folder of the package that a function is defined in, or its file where it is in none."""
+    if isinstance(function, Lazy):
+        return _root_of_module(function.module)
     inner: Any = inspect.unwrap(getattr(function, "_init_fn", getattr(function, "func", function)))
     if not inspect.isroutine(inner):
         inner = type(inner)
@@ -66,6 +72,17 @@ def _root_of(function: Callable[..., Any]) -> str:
     package = sys.modules.get(str(inner.__module__).partition(".")[0])
     locations = list(getattr(package, "__path__", ()))
     return next((p for p in locations if os.path.abspath(file).startswith(os.path.abspath(p))), file)
+
+
+def _root_of_module(name: str) -> str:
+    """The same of a function that is not imported yet, and is not for this."""
+    try:
+        spec = importlib.util.find_spec(name.partition(".")[0])
+    except (ImportError, ValueError):
+        return ""
+    if spec is None:
+        return ""
+    return next(iter(spec.submodule_search_locations or ()), spec.origin or "")
 
 
 @functools.cache

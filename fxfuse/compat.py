@@ -25,6 +25,7 @@ __all__ = [
     "FakeTensorMode",
     "ambient_autocast",
     "aot_input",
+    "autograd_inside_op",
     "code_being_compiled",
     "compile_cache_in",
     "compile_fx",
@@ -114,6 +115,17 @@ def core_decompositions() -> Mapping[Any, Any]:
 
 
 @contextlib.contextmanager
+def autograd_inside_op() -> Iterator[None]:
+    """Autograd at work inside the body of a custom op, where torch has put it behind."""
+    with contextlib.ExitStack() as stack:
+        for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView"):
+            held = torch._C._SetExcludeDispatchKeyGuard(getattr(torch._C.DispatchKey, key), False)
+            stack.enter_context(held)
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+@contextlib.contextmanager
 def without_autocast() -> Iterator[None]:
     """Autocast off for every device type: an ATen graph has its casts written out."""
     with torch._C._DisableAutocast():
@@ -190,7 +202,7 @@ def mode_names() -> tuple[str, ...]:
     return ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
-def isolated_compile(model: Callable[..., Any], backend: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
+def isolated_compile(model: Callable[..., Any], backend: Callable[..., Any] | str, **kwargs: Any) -> Callable[..., Any]:
     """`torch.compile` with cache entries of its own, so that an earlier compile's recompile limit does not count."""
     compile_: Any = torch.compile
     try:

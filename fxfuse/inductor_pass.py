@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import fx
 
-from fxfuse import caching, compat
+from fxfuse import caching, compat, library, results
 from fxfuse.backend import publish
+from fxfuse.errors import PatternError
 from fxfuse.kernels import kernels_for
 from fxfuse.passes import parse_for_pass, rewritten_copy
 from fxfuse.report import Report
@@ -78,10 +79,11 @@ class InductorPass(_Base):
         """Have the ops at hand that a cached graph may call: Inductor asks for the uuid before it looks there."""
         for pattern in self.options.patterns:
             named = self.options.kernels_named(pattern.name)
+            measured = results.current().arms(library.qualified(pattern))
             for kernel in kernels_for(pattern).values():
-                if kernel.op is not None and (kernel.default or kernel.name in named):
-                    with contextlib.suppress(ImportError):  # then no graph of this process can hold it
-                        kernel.op()
+                if kernel.default or kernel.name in named or kernel.name in measured:
+                    with contextlib.suppress(ImportError, PatternError):  # then no graph of this process can hold it
+                        kernel.register_op()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, InductorPass) and self.options == other.options

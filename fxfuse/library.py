@@ -13,9 +13,19 @@ from fxfuse.errors import OptionError, unknown
 GROUP = "fxfuse.patterns"
 
 
+_BROKEN: dict[str, str] = {}
+
+
+def packs() -> dict[str, tuple[str, str]]:
+    """Every installed pack by name: what its entry point names, and why it cannot be loaded, or an empty string."""
+    all_patterns()
+    return {e.name: (e.value, _BROKEN.get(e.name, "")) for e in metadata.entry_points(group=GROUP)}
+
+
 @functools.cache
 def all_patterns() -> dict[str, Pattern]:
     """Every pattern of every installed pack, by ``pack::name``; a pack that fails to import is warned about."""
+    _BROKEN.clear()
     found: dict[str, Pattern] = {}
     for entry in sorted(metadata.entry_points(group=GROUP), key=lambda e: (e.name != "fxfuse", e.name)):
         try:
@@ -25,6 +35,7 @@ def all_patterns() -> dict[str, Pattern]:
             pages += [import_module(f"{module.__name__}.{name}") for name in found_pages]
         except (Exception, SystemExit) as error:  # a module that exits may not end the program that asked for another
             what = f"{type(error).__name__}: {error}"
+            _BROKEN[entry.name] = what
             warnings.warn(f"fxfuse: pattern pack {entry.name!r} ({entry.value}) cannot be loaded: {what}", stacklevel=2)
             continue
         for page in pages:
@@ -40,8 +51,11 @@ def names() -> list[str]:
 
 
 def defaults() -> tuple[Pattern, ...]:
-    """The patterns that are active where the user names none: the standard library's."""
-    return tuple(p for name, p in all_patterns().items() if name.startswith("fxfuse::"))
+    """The patterns that are active where the user names none: those that the standard library declares."""
+    from fxfuse_patterns import DEFAULTS
+
+    known = all_patterns()
+    return tuple(known[full] for full in (f"fxfuse::{name}" for name in DEFAULTS) if full in known)
 
 
 def is_first_of_its_name(pattern: Pattern) -> bool:

@@ -205,7 +205,27 @@ class TermGraph:
         roots = [o.element if isinstance(o, ManyTerm) else o for o in self.outputs]
         return {root: self.below(root) for root in roots}
 
-    @property
+    @cached_property
+    def deciding(self) -> tuple[Term, ...]:
+        """The terms on which a match's outputs depend: the outputs, and of a ``many`` what its siblings read."""
+        found: dict[Term, None] = {}
+        for output in self.outputs:
+            if isinstance(output, ManyTerm):
+                own = output.own
+                found.update(
+                    (t, None) for t in self.order if t in output.shared and not own.isdisjoint(self.parents[t])
+                )
+            else:
+                found[output] = None
+        return tuple(found)
+
+    @cached_property
+    def choices_of_siblings(self) -> tuple[str, ...]:
+        """The choices inside ``many`` outputs."""
+        own = {t for output in self.outputs if isinstance(output, ManyTerm) for t in output.own}
+        return tuple(dict.fromkeys(t.name for t in self.order if t in own and isinstance(t, ChoiceTerm)))
+
+    @cached_property
     def choices(self) -> dict[str, tuple[str, ...]]:
         written = (t for t in self.order if isinstance(t, ChoiceTerm) and not t.name.startswith("."))
         return {t.name: tuple(t.alternatives) for t in written}

@@ -1,26 +1,21 @@
 """Kernels: implementations of a pattern, with what they require. Importing this loads no kernel and no Triton."""
 
-from fxfuse.kernels.registry import (
-    REFERENCE,
-    Kernel,
-    Requirements,
-    SiteFacts,
-    candidates,
-    choose,
-    kernel,
-    kernels_for,
-    named,
-    reference,
-    why_none,
-)
+from fxfuse.kernels.choice import candidates, choose, fastest, named, why_none
+from fxfuse.kernels.facts import SiteFacts, facts_of
+from fxfuse.kernels.lazy import Lazy
+from fxfuse.kernels.registry import REFERENCE, Kernel, kernel, kernels_for, reference
+from fxfuse.kernels.requirements import Requirements
 
 __all__ = [
     "REFERENCE",
     "Kernel",
+    "Lazy",
     "Requirements",
     "SiteFacts",
     "candidates",
     "choose",
+    "facts_of",
+    "fastest",
     "kernel",
     "kernels_for",
     "named",

@@ -1,4 +1,4 @@
-"""Implementations of `rms_norm_gated_mlp` in plain PyTorch, which the inner compiler fuses, and in Triton.
+"""Implementations of `rms_norm_gated_mlp` and `gated_mlp`: plain PyTorch, which the inner compiler fuses, and Triton.
 
 ``plain`` reads the parameters as they are. On a CPU without bf16 instructions oneDNN's bf16 GEMM is several times
 slower than fp32's (docs/architecture.md, "Kernels"), so there the projections are computed in fp32, straight from the
@@ -8,7 +8,6 @@ bf16 weights, without a second copy; one row is a reduction, which reads each we
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,15 +15,16 @@ import torch
 import torch.nn.functional as F
 
 from fxfuse.compat import cpu_multiplies_bf16, size_hint
+from fxfuse.kernels.common import TRITON, literal_eps
+from fxfuse.kernels.norms import normed
 from fxfuse.kernels.registry import SiteFacts, kernel
 from fxfuse.params import stack
 
 PATTERN = "rms_norm_gated_mlp"
+BARE = "gated_mlp"
 LOW = (torch.bfloat16, torch.float16)
 GEMM_ROWS = 32
 """From here on the fp32 GEMM wins on a CPU without bf16 instructions (bench/cpu_rows.py --isa AVX512_CORE_VNNI)."""
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # then Triton kernels run on CPU tensors
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": F.silu,
@@ -34,21 +34,22 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def normed(x: Any, weight: Any, eps: Any, norm: str) -> Any:
-    """RMSNorm of ``x`` [..., hidden] in fp32, rounded where the variant rounds."""
-    h = x.float()
-    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
-    if norm == "early":
-        return weight * h.to(x.dtype)
-    if norm == "late":
-        return (weight * h).to(x.dtype)
-    return (h * (1.0 + weight.float())).to(x.dtype)
-
-
 def halves(t: Any, proj: str) -> tuple[Any, Any]:
     """Gate and up, from one projection's output [..., 2 * intermediate]."""
     parts = t.chunk(2, -1)
     return (parts[0], parts[1]) if proj != "packed_up_first" else (parts[1], parts[0])
+
+
+def gated(
+    h: Any, gate: Any, up: Any, gate_up: Any, down: Any,
+    gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any, proj: str, act: str,
+) -> Any:  # fmt: skip
+    """``down(act(gate(h)) * up(h))``, the reference's operations in the reference's order."""
+    if proj == "separate":
+        g, u = F.linear(h, gate, gate_bias), F.linear(h, up, up_bias)
+    else:
+        g, u = halves(F.linear(h, gate_up, gate_up_bias), proj)
+    return F.linear(ACTIVATIONS[act](g) * u, down, down_bias)
 
 
 @kernel(PATTERN, name="plain", backward="autograd", default=True)
@@ -57,25 +58,34 @@ def plain(
     gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any,
     *, eps: Any, norm: str, proj: str, act: str,
 ) -> Any:  # fmt: skip
-    """The reference's operations in the reference's order: bit-equal to eager where eager is deterministic."""
+    """Bit-equal to eager where eager is deterministic."""
     h = normed(x, weight, eps, norm)
-    if proj == "separate":
-        g, u = F.linear(h, gate, gate_bias), F.linear(h, up, up_bias)
-    else:
-        g, u = halves(F.linear(h, gate_up, gate_up_bias), proj)
-    return F.linear(ACTIVATIONS[act](g) * u, down, down_bias)
+    return gated(h, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
+
+
+@kernel(BARE, name="plain", backward="autograd", default=True)
+def plain_bare(
+    x: Any, gate: Any, up: Any, gate_up: Any, down: Any,
+    gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any, *, proj: str, act: str,
+) -> Any:  # fmt: skip
+    """Bit-equal to eager where eager is deterministic."""
+    return gated(x, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
 
 
 STACKED: dict[str, Any] = {"backward": "autograd", "default": True, "variants": {"proj": {"separate"}}}
+ROWS = {"rows": stack("gate", "up")}
+BIASED = {**ROWS, "bias": stack("gate_bias", "up_bias")}
 
 
-@kernel(PATTERN, name="stacked", derive={"rows": stack("gate", "up")}, **STACKED)
+def _one_gemm(h: Any, rows: Any, bias: Any, down: Any, down_bias: Any, act: str) -> Any:
+    g, u = halves(F.linear(h, rows, bias), "packed")
+    return F.linear(ACTIVATIONS[act](g) * u, down, down_bias)
+
+
+@kernel(PATTERN, name="stacked", derive=ROWS, **STACKED)
 def stacked(x: Any, weight: Any, rows: Any, down: Any, down_bias: Any, *, eps: Any, norm: str, act: str) -> Any:
     """One GEMM for gate and up over their stacked weight [2 * intermediate, hidden]."""
-    return stacked_biased(x, weight, rows, None, down, down_bias, eps=eps, norm=norm, act=act)
-
-
-BIASED = {"rows": stack("gate", "up"), "bias": stack("gate_bias", "up_bias")}
+    return _one_gemm(normed(x, weight, eps, norm), rows, None, down, down_bias, act)
 
 
 @kernel(PATTERN, name="stacked_biased", derive=BIASED, **STACKED)
@@ -83,8 +93,19 @@ def stacked_biased(
     x: Any, weight: Any, rows: Any, bias: Any, down: Any, down_bias: Any, *, eps: Any, norm: str, act: str
 ) -> Any:
     """The same with stacked biases [2 * intermediate]."""
-    g, u = halves(F.linear(normed(x, weight, eps, norm), rows, bias), "packed")
-    return F.linear(ACTIVATIONS[act](g) * u, down, down_bias)
+    return _one_gemm(normed(x, weight, eps, norm), rows, bias, down, down_bias, act)
+
+
+@kernel(BARE, name="stacked", derive=ROWS, **STACKED)
+def stacked_bare(x: Any, rows: Any, down: Any, down_bias: Any, *, act: str) -> Any:
+    """One GEMM for gate and up over their stacked weight [2 * intermediate, hidden]."""
+    return _one_gemm(x, rows, None, down, down_bias, act)
+
+
+@kernel(BARE, name="stacked_biased", derive=BIASED, **STACKED)
+def stacked_biased_bare(x: Any, rows: Any, bias: Any, down: Any, down_bias: Any, *, act: str) -> Any:
+    """The same with stacked biases [2 * intermediate]."""
+    return _one_gemm(x, rows, bias, down, down_bias, act)
 
 
 def _slow_bf16(facts: SiteFacts) -> str | None:
@@ -128,22 +149,44 @@ def _product(sizes: Any) -> int:
     return functools.reduce(lambda a, b: a * b, sizes, 1)
 
 
-def _literal_eps(facts: SiteFacts) -> str | None:
-    return "needs a literal eps; the site's is symbolic" if "eps" in facts.symbolic_scalars else None
-
-
-def _decode_op() -> Any:
+def _rows_op() -> Any:
     from fxfuse.kernels.triton.norm_gated_mlp_decode import op  # imports Triton, so not before it is needed
 
     return op()
 
 
-@kernel(PATTERN, name="triton_decode", op=_decode_op, device=("cpu",) if INTERPRETED else ("cuda",),
-        capability=None if INTERPRETED else (8, 0), rows=(0, 16), variants={"proj": {"separate"}},
-        dtypes=(torch.bfloat16, torch.float16, torch.float32), when=_literal_eps)  # fmt: skip
+SEPARATE: dict[str, Any] = {**TRITON, "op": _rows_op, "variants": {"proj": {"separate"}}}
+
+
+@kernel(PATTERN, name="triton_decode", rows=(0, 16), when=literal_eps, **SEPARATE)
 def triton_decode(
     x: Any, weight: Any, gate: Any, up: Any, down: Any, gate_bias: Any, up_bias: Any, down_bias: Any,
     *, eps: float, norm: str, act: str,
 ) -> Any:  # fmt: skip
     """At most 16 rows: two Triton kernels, each weight read once, as it is (kernels/triton/)."""
-    return _decode_op()(x, weight, gate, up, down, gate_bias, up_bias, down_bias, eps, norm, act)
+    return _rows_op()(x, weight, gate, up, down, gate_bias, up_bias, down_bias, eps, norm, act)
+
+
+@kernel(PATTERN, name="triton_64_rows", rows=(17, 64), when=literal_eps, **SEPARATE)
+def triton_64_rows(
+    x: Any, weight: Any, gate: Any, up: Any, down: Any, gate_bias: Any, up_bias: Any, down_bias: Any,
+    *, eps: float, norm: str, act: str,
+) -> Any:  # fmt: skip
+    """17 to 64 rows: the same with wider tiles."""
+    return _rows_op()(x, weight, gate, up, down, gate_bias, up_bias, down_bias, eps, norm, act)
+
+
+@kernel(BARE, name="triton_decode", rows=(0, 16), **SEPARATE)
+def triton_decode_bare(
+    x: Any, gate: Any, up: Any, down: Any, gate_bias: Any, up_bias: Any, down_bias: Any, *, act: str
+) -> Any:
+    """At most 16 rows: two Triton kernels, each weight read once, as it is (kernels/triton/)."""
+    return _rows_op()(x, None, gate, up, down, gate_bias, up_bias, down_bias, 0.0, "none", act)
+
+
+@kernel(BARE, name="triton_64_rows", rows=(17, 64), **SEPARATE)
+def triton_64_rows_bare(
+    x: Any, gate: Any, up: Any, down: Any, gate_bias: Any, up_bias: Any, down_bias: Any, *, act: str
+) -> Any:
+    """17 to 64 rows: the same with wider tiles."""
+    return _rows_op()(x, None, gate, up, down, gate_bias, up_bias, down_bias, 0.0, "none", act)

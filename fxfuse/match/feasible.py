@@ -7,6 +7,7 @@ It leaves out what depends on other parts of a match (equal operands, sizes, dty
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ class Feasible:
     def __init__(self, view: View) -> None:
         self.view = view
         self._known: dict[tuple[int, int], bool] = {}
-        self._alive: list[Value] = []  # ids in `_known` stay valid while their values live
+        self._orders: dict[tuple[int, int], tuple[bool, bool]] = {}
+        self._alive: list[Value] = []  # ids in these stay valid while their values live
         self._symmetric: dict[OpTerm, bool] = {}
 
     def __call__(self, term: Any, operand: Any) -> bool:
@@ -48,9 +50,12 @@ class Feasible:
 
     def orders(self, term: OpTerm, operand: Value) -> tuple[bool, bool]:
         """Whether a commutative op could match with its operands as they stand, and with both swapped."""
-        given = {name: self.view.operand(raw) for name, raw in operand.args.items()}
-        swapped = {**given, "input": given.get("other"), "other": given.get("input")}
-        return self._args_fit(term, given), self._args_fit(term, swapped)
+        key = (id(term), id(operand))
+        known = self._orders.get(key)
+        if known is None:
+            known = self._orders[key] = self._args_fit(term, operand, {}), self._args_fit(term, operand, SWAPPED)
+            self._alive.append(operand)
+        return known
 
     def symmetric(self, form: TermGraph, term: OpTerm) -> bool:
         """Whether the order of a commutative op's operands says nothing, since they are alike in the pattern."""
@@ -70,14 +75,18 @@ class Feasible:
             return False
         if term.commutative:
             return any(self.orders(term, operand))
-        return self._args_fit(term, {name: self.view.operand(raw) for name, raw in operand.args.items()})
+        return self._args_fit(term, operand, {})
 
-    def _args_fit(self, term: OpTerm, given: dict[str, Any]) -> bool:
+    def _args_fit(self, term: OpTerm, operand: Value, renamed: Mapping[str, str]) -> bool:
+        given, resolve = operand.args, self.view.operand
         for name, wanted in term.args.items():
-            found = given.get(name)
-            if found is None and isinstance(wanted, CaptureTerm) and is_scalar(wanted.capture):
-                found = SPECS[term.op].defaults.get(name)
-            if not self(wanted, found):
+            found = resolve(given.get(renamed.get(name, name)))
+            if isinstance(wanted, CaptureTerm):
+                if found is None and is_scalar(wanted.capture):
+                    found = SPECS[term.op].defaults.get(name)
+                if not _capture_fits(wanted, found):
+                    return False
+            elif not self(wanted, found):
                 return False
         return True
 

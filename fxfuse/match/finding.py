@@ -85,13 +85,18 @@ def find_sites(
     probes = [Probe(view, form) for form in pattern.forms]
     for probe in probes:
         form = probe.form
-        larger = [set(match.nodes) for match in known.values()]  # of the forms before, which have more operations
+        larger: dict[fx.Node, list[set[fx.Node]]] = {}  # of the forms before, which have more operations
+        for match in known.values() if form is not pattern.forms[0] else ():
+            nodes = set(match.nodes)
+            for node in nodes:
+                larger.setdefault(node, []).append(nodes)
         feasible = Feasible(view)
         for seed in _seed_values(view, form.seeds):
             search = Search(view, pattern, form, feasible, gate, limit)
             for match in search.run(seed, every=pattern.may_overlap_itself):
                 key = frozenset(id(v) for v in match.outputs)
-                if key not in known and not any(nodes.issuperset(match.nodes) for nodes in larger):
+                around = larger.get(match.nodes[0], ())
+                if key not in known and not any(nodes.issuperset(match.nodes) for nodes in around):
                     known[key] = match
                     size = probe.operations(match.variant)
                     sites.append(Found(pattern, seed, match, None, match.nodes, match.variant, size, size))

@@ -62,7 +62,7 @@ class Search:
         self.choices: dict[str, str] = {}
         self.dims: dict[Dim, Any] = {}
         self.count = 0  # operations bound; casts do not count, since dtypes may make them vanish
-        self._trail: list[tuple[dict[Any, Any], Any]] = []
+        self._trail: list[tuple[Any, Any]] = []
         self._dtypes: list[tuple[Any, DtypeTerm, Term]] = []
         self._sizes: list[tuple[CaptureTerm, Any, Any, Value]] = []
         self._refused: dict[Any, Failure] = {}
@@ -94,12 +94,22 @@ class Search:
         return list(found.values())
 
     def _matches(self, seed: OpTerm, value: Value) -> Iterator[Match]:
+        accepted: set[tuple[Any, ...]] = set()
         for _ in self.match(seed, value):
             for _ in self.climb(seed, self.form.primary):
                 for _ in self._outputs(self.form.outputs):
+                    outcome = self._outcome()
+                    if outcome in accepted:
+                        continue
                     match = self._finished()
                     if match is not None:
+                        accepted.add(outcome)
                         yield match
+
+    def _outcome(self) -> tuple[Any, ...]:
+        """What decides the outputs of a match: they are bound, or what siblings share and how they are spelled is."""
+        form = self.form
+        return (*(id(self.bound.get(t)) for t in form.deciding), *map(self.choices.get, form.choices_of_siblings))
 
     def _finished(self) -> Match | None:
         """The match that is bound now, where everything settled late holds and it is accepted."""
@@ -153,12 +163,17 @@ class Search:
         table[key] = value
         self._trail.append((table, key))
 
+    def _later(self, checks: list[Any], check: Any) -> None:
+        """Note what can be checked only when all is bound."""
+        checks.append(check)
+        self._trail.append((checks, -1))
+
     def _undo(self, mark: int) -> None:
         trail = self._trail
         while len(trail) > mark:
             table, key = trail.pop()
             del table[key]
-            if table is self.bound and isinstance(key, OpTerm) and key.op != "cast":
+            if type(key) is OpTerm and table is self.bound and key.op != "cast":
                 self.count -= 1
 
     # --- failures ---------------------------------------------------------------------------------------------------
@@ -191,24 +206,30 @@ class Search:
             better = made.code != "OP" and self.failures[0].code == "OP"
             self.failures.insert(0 if better else len(self.failures), made)
 
+    def _step(self) -> None:
+        self.steps += 1
+        if self.steps > self.limit:
+            raise StepLimit
+
     # --- downwards --------------------------------------------------------------------------------------------------
 
     def match(self, term: Term, operand: Any) -> Iterator[None]:
         """Once for each way in which ``operand`` is ``term``; what it binds is undone when it is asked for the next."""
-        self.steps += 1
-        if self.steps > self.limit:
-            raise StepLimit
+        self._step()
         if term in self.bound:
             if SAME(_same(self.bound[term], operand)):
                 yield
             else:
                 self.fail("BINDING", term, operand, self.bound[term], operand)
-        elif isinstance(term, CaptureTerm):
-            yield from self._capture(term, operand)
-        elif isinstance(term, ChoiceTerm):
-            yield from self._choice(term, operand)
         elif isinstance(term, OpTerm):
             yield from self._cast(term, operand) if term.op == "cast" else self._op(term, operand)
+        elif isinstance(term, ChoiceTerm):
+            yield from self._choice(term, operand)
+        elif isinstance(term, CaptureTerm):
+            mark = len(self._trail)
+            if self._capture(term, operand):
+                yield
+            self._undo(mark)
 
     def _choice(self, term: ChoiceTerm, operand: Any) -> Iterator[None]:
         decided = self.choices.get(term.name)
@@ -241,12 +262,12 @@ class Search:
             code = "ARITY" if isinstance(given, Value) else "LITERAL"
             self.fail(code, term, operand, f"{term.op} without {name}", f"{name}={given}")
             return
+        given, resolve = operand.args, self.view.operand
         for names in self._orders(term, operand):
-            operands = ((name, arg, operand.args.get(names.get(name, name))) for name, arg in term.args.items())
-            pairs = [(name, arg, self.view.operand(raw)) for name, arg, raw in operands]
+            pairs = [(name, arg, resolve(given.get(names.get(name, name)))) for name, arg in term.args.items()]
             mark = len(self._trail)
             self._bind(term, operand)
-            for _ in self._args(term, operand, pairs):
+            for _ in self._args(term, operand, pairs, 0):
                 yield
             self._undo(mark)
 
@@ -261,41 +282,55 @@ class Search:
             return [straight]
         return [straight] if fits and not swapped else [SWAPPED] if swapped and not fits else [straight, SWAPPED]
 
-    def _args(self, term: OpTerm, operand: Value, pairs: list[tuple[str, Any, Any]]) -> Iterator[None]:
-        if not pairs:
+    def _args(self, term: OpTerm, operand: Any, pairs: list[tuple[str, Any, Any]], at: int) -> Iterator[None]:
+        """Once for each way in which the arguments from ``at`` on fit. Most fit in one way or not at all."""
+        mark = len(self._trail)
+        while at < len(pairs):
+            name, wanted, given = pairs[at]
+            at += 1
+            if isinstance(wanted, CaptureTerm):
+                if not self._captured(term, operand, name, wanted, given):
+                    break
+            elif isinstance(wanted, Term):
+                if given is None:
+                    self.fail("ARITY", term, operand, f"{term.op} with {name}", f"none (node {operand.node.name})")
+                    break
+                for _ in self.match(wanted, given):
+                    yield from self._args(term, operand, pairs, at)
+                    if not all(self.feasible(w, g) for _, w, g in pairs[at:] if g is not None):
+                        break  # the rest fails however this operand is matched, and has said why
+                break
+            elif isinstance(wanted, tuple) and isinstance(given, tuple) and len(wanted) == len(given):
+                items = [(name, w, self.view.operand(g)) for w, g in zip(wanted, given, strict=True)]
+                yield from self._args(term, operand, [*items, *pairs[at:]], 0)
+                break
+            elif not LITERALS(equal_literal(wanted, given) and self._promotes_alike(wanted, given, operand)):
+                found = given if given is not None else SPECS[term.op].defaults.get(name)
+                self.fail("LITERAL", term, operand, f"{term.op} {name}={wanted}", f"{name}={_literal(found)}")
+                break
+        else:
             yield
-            return
-        (name, wanted, given), rest = pairs[0], pairs[1:]
-        if given is None and isinstance(wanted, CaptureTerm) and is_scalar(wanted.capture):
-            given = SPECS[term.op].defaults.get(name)
-        if isinstance(wanted, CaptureTerm) and is_optional(wanted.capture) and given is None:
-            if self.bound.get(wanted) is not None:
-                self.fail("ARITY", term, operand, f"{term.op} with {name}", f"none (node {operand.node.name})")
-                return
-            mark = len(self._trail)
-            if wanted not in self.bound:
-                self._bind(wanted, None)
-            yield from self._args(term, operand, rest)
-            self._undo(mark)
-        elif isinstance(wanted, Term):
+        self._undo(mark)
+
+    def _captured(self, term: OpTerm, operand: Any, name: str, wanted: CaptureTerm, given: Any) -> bool:
+        """Whether this argument fits the capture, which is bound then."""
+        if given is None:
+            if is_scalar(wanted.capture):
+                given = SPECS[term.op].defaults.get(name)
+            if is_optional(wanted.capture) and self.bound.get(wanted) is None:
+                if wanted not in self.bound:
+                    self._bind(wanted, None)
+                return True
             if given is None:
                 self.fail("ARITY", term, operand, f"{term.op} with {name}", f"none (node {operand.node.name})")
-                return
-            mark = len(self._trail)
-            for _ in self.match(wanted, given):
-                yield from self._args(term, operand, rest)
-                if not all(self.feasible(w, g) for _, w, g in rest if g is not None):
-                    break  # the rest fails however this operand is matched, and has said why
-            self._undo(mark)
-        elif isinstance(wanted, tuple) and isinstance(given, tuple) and len(wanted) == len(given):
-            items = [(name, w, self.view.operand(g)) for w, g in zip(wanted, given, strict=True)]
-            yield from self._args(term, operand, [*items, *rest])
-        elif LITERALS(equal_literal(wanted, given) and self._promotes_alike(wanted, given, operand)):
-            yield from self._args(term, operand, rest)
-        else:
-            default = SPECS[term.op].defaults.get(name)
-            found = given if given is not None else default
-            self.fail("LITERAL", term, operand, f"{term.op} {name}={wanted}", f"{name}={_literal(found)}")
+                return False
+        self._step()
+        if wanted not in self.bound:
+            return self._capture(wanted, given)
+        if SAME(_same(self.bound[wanted], given)):
+            return True
+        self.fail("BINDING", wanted, given, self.bound[wanted], given)
+        return False
 
     def _promotes_alike(self, wanted: Any, given: Any, operand: Value) -> bool:
         """Whether ``2`` and ``2.0`` are one operand here: beside integer tensors they give different dtypes."""
@@ -316,19 +351,18 @@ class Search:
         if operand.dtype is not None:  # what looks like the pattern's cast may be the input's own
             ways.append((operand.dtype, operand))
         for found, below in ways:
-            mark, pending = len(self._trail), len(self._dtypes)
+            mark = len(self._trail)
             if self._dtype(found, dtype, term, operand):
                 self._bind(term, operand)
                 for _ in self.match(source, below):
                     yield
             self._undo(mark)
-            del self._dtypes[pending:]
 
     def _dtype(self, found: Any, wanted: Any, term: Term, operand: Any) -> bool:
         """Whether a dtype fits; one that depends on an unbound capture is remembered and checked when all is bound."""
         if isinstance(wanted, DtypeTerm):
             if wanted.of not in self.bound:
-                self._dtypes.append((found, wanted, term))
+                self._later(self._dtypes, (found, wanted, term))
                 return True
             wanted = getattr(self.bound[wanted.of], "dtype", None)
         if DTYPES(found == wanted):
@@ -336,37 +370,34 @@ class Search:
         self.fail("DTYPE", term, operand, f"a cast to {dtype_name(wanted)}", dtype_name(found))
         return False
 
-    def _capture(self, term: CaptureTerm, operand: Any) -> Iterator[None]:
+    def _capture(self, term: CaptureTerm, operand: Any) -> bool:
+        """Whether an operand fits a capture, which is bound then."""
         capture: Any = term.capture  # its fields depend on its kind, which is asked first
-        mark, pending = len(self._trail), len(self._sizes)
         if is_scalar(capture):
             if not is_a_scalar(operand, capture.type):
                 self.fail("LITERAL", term, operand, f"a {capture.type.__name__} for {term.name}", _literal(operand))
-                return
+                return False
             self._bind(term, operand)
-            yield
-            self._undo(mark)
-            return
+            return True
         if not isinstance(operand, Value) or operand.owner is not None:
             self.fail("OP", term, operand, f"a tensor for {term.name}", operand)
-            return
+            return False
         if is_param(capture):
             problem = not_a_parameter(operand)
             if problem is not None:
                 self.fail("NOT_A_PARAM", term, operand, term.name, problem)
-                return
+                return False
         elif is_input(capture) and operand.shape is None and not isinstance(operand.meta, torch.Tensor):
             self.fail("OP", term, operand, f"a tensor for {term.name}", operand)
-            return
+            return False
         if capture.dtypes is not None and not DTYPES(operand.dtype in capture.dtypes):
             wanted = " or ".join(map(dtype_name, capture.dtypes))
             self.fail("DTYPE", term, operand, f"{term.name} in {wanted}", dtype_name(operand.dtype))
-            return
-        if self._unify(term, operand):
-            self._bind(term, operand)
-            yield
-        self._undo(mark)
-        del self._sizes[pending:]
+            return False
+        if not self._unify(term, operand):
+            return False
+        self._bind(term, operand)
+        return True
 
     def _unify(self, term: CaptureTerm, operand: Value) -> bool:
         """Bind the capture's sizes; False (with the reason noted) where one does not fit."""
@@ -389,7 +420,7 @@ class Search:
             if known is None and isinstance(dim, Dim):
                 self._set(self.dims, dim, size)
             elif known is None:
-                self._sizes.append((term, dim, size, operand))
+                self._later(self._sizes, (term, dim, size, operand))
             elif not SIZES(same_size(known, size)):
                 self._fail_size(term, operand, dim, known)
                 return False
@@ -441,13 +472,12 @@ class Search:
             yield from self.climb(parent, target)
             return
         if parent.op == "cast":
-            mark, pending = len(self._trail), len(self._dtypes)
+            mark = len(self._trail)
             if self._dtype(value.dtype, parent.args["dtype"], parent, value):
                 self._bind(parent, value)
                 for _ in self.climb(parent, target):
                     yield
             self._undo(mark)
-            del self._dtypes[pending:]
         readers = self._nearest_first(self.view.users(value), target)
         for reader in _largest_first(readers):
             if reader.op != parent.op or not reader.known:

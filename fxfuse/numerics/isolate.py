@@ -61,6 +61,14 @@ class Isolated:
         """The site's results as eager PyTorch computes them."""
         return fx.Interpreter(self._gm, graph=self._original).run(*values)
 
+    def modules(self) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """The site as captured and as fused, for whoever compiles them; the fused one takes :meth:`derive`'s, too."""
+        return fx.GraphModule(self._gm, self._original), fx.GraphModule(self._gm, self._fused)
+
+    def derive(self, values: Sequence[Any]) -> list[torch.Tensor]:
+        """The derived weights that the fused module takes after the inputs."""
+        return [transform(*(values[i] for i in places)) for transform, places in self._derived]
+
     def exact(self, values: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """The site's results in float64.
 
@@ -71,8 +79,7 @@ class Isolated:
 
     def fused(self, values: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         """The kernel's results."""
-        derived = [transform(*(values[i] for i in places)) for transform, places in self._derived]
-        return fx.Interpreter(self._gm, graph=self._fused).run(*values, *derived)
+        return fx.Interpreter(self._gm, graph=self._fused).run(*values, *self.derive(values))
 
 
 def _slice(match: Match) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], dict[fx.Node, fx.Node]]:

@@ -81,7 +81,7 @@ def _value(node: fx.Node, leaf: Leaf | None, examples: Sequence[Any], kind: str)
     live = _live(leaf, examples)
     if live is not None and (is_weight or not live.is_floating_point()):
         return live
-    return _random(node, "weight" if is_weight else kind)
+    return random_value(node, "weight" if is_weight else kind)
 
 
 def _live(leaf: Leaf | None, examples: Sequence[Any]) -> Tensor | None:
@@ -92,7 +92,7 @@ def _live(leaf: Leaf | None, examples: Sequence[Any]) -> Tensor | None:
     return example.detach() if is_real else None
 
 
-def _random(node: fx.Node, kind: str) -> Any:
+def random_value(node: fx.Node, kind: str) -> Any:
     """A value of the form that this node had when the graph was captured."""
     example = node.meta.get("example_value", node.meta.get("val"))
     if isinstance(example, torch.SymInt):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxfuse.view.ops import OpSpec, is_transpose_attribute, spec_of
+from fxfuse.view.ops import FUNCTIONS, OpSpec, is_transpose_attribute, spec_of
 
 _INPLACE_OPERATORS = {
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod,
@@ -31,7 +31,7 @@ _FUNCTIONALIZED = {"auto_functionalized", "auto_functionalized_v2", "triton_kern
 """Ops that write to copies of what they are given, and return these."""
 _REINPLACED = "only_clone_these_tensors"  # Inductor's word, at its end, that some are written after all
 _GRAD_SWITCHES = {"_set_grad_enabled", "_enter_inference_mode", "_exit_inference_mode", "_set_fwd_grad_enabled"}
-_AUTOCAST_SWITCHES = {"_enter_autocast", "_exit_autocast"}
+_SWITCHES = _GRAD_SWITCHES | {"_enter_autocast", "_exit_autocast"}
 
 
 class Effects:
@@ -49,14 +49,14 @@ class Effects:
         """Each writing node with the nodes that it writes to, in graph order."""
         found = []
         for node in self.graph.nodes:
-            written = tuple(written_by(node))
+            written = () if _never_writes(node) else tuple(written_by(node))
             if written:
                 found.append((node, written))
         return found
 
     @cached_property
     def switches(self) -> list[tuple[int, fx.Node]]:
-        return [(i, node) for node, i in self.order.items() if switches_mode(node)]
+        return [(i, node) for i, node in enumerate(self.graph.nodes) if switches_mode(node)]
 
     def grad_enabled(self, node: fx.Node, ambient: bool) -> bool:
         """Whether grad mode is on at this node, where it is ``ambient`` on entry to the graph."""
@@ -159,7 +159,7 @@ def _inplace_position(target: Any) -> int | None:
 
 def switches_mode(node: fx.Node) -> bool:
     """Whether this node begins or ends a grad-mode or autocast region."""
-    return node.op == "call_function" and _name(node) in _GRAD_SWITCHES | _AUTOCAST_SWITCHES
+    return node.op == "call_function" and _name(node) in _SWITCHES
 
 
 def written_by_first(node: fx.Node) -> bool:
@@ -212,6 +212,35 @@ def written_by(node: fx.Node) -> Iterator[fx.Node]:
             yield from _nodes_in(node.args[:1])
         elif module.partition(".")[0] not in _KNOWN_MODULES:
             yield from _nodes_in((node.args, tuple(node.kwargs.values())))
+
+
+def _never_writes(node: fx.Node) -> bool:
+    """What can be told without looking at the arguments: most nodes of most graphs."""
+    if node.op == "call_function":
+        target = node.target
+        try:
+            pure = _is_pure(target)
+        except TypeError:  # an unhashable callable
+            return False
+        return pure and (not node.kwargs or _FLAGS.isdisjoint(node.kwargs))
+    return node.op in {"placeholder", "get_attr", "output"}
+
+
+_FLAGS = {"out", "inplace"}
+_WRITES_BY_NAME = {"embedding", "embedding_bag", "batch_norm", "instance_norm", "native_batch_norm"}
+
+
+@functools.cache
+def _is_pure(target: Any) -> bool:
+    """Whether a function that the table knows writes nothing, unless one of ``_FLAGS`` is given by keyword."""
+    spec = FUNCTIONS.get(target)
+    if spec is None or target in _INPLACE_OPERATORS or "inplace" in spec.names:
+        return False
+    if isinstance(target, torch._ops.OpOverload):
+        return not target._schema.is_mutable
+    return getattr(target, "__name__", None) not in _WRITES_BY_NAME and not isinstance(
+        target, torch._ops.OpOverloadPacket | torch._ops.HigherOrderOperator
+    )
 
 
 def _written_by_module(node: fx.Node) -> Iterator[fx.Node]:

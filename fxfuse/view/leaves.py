@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,15 +128,21 @@ def _members(source: Any) -> list[str]:
     members: list[str] = []
     at = source
     while at is not None:
-        if hasattr(at, "member"):
-            members.append(str(at.member))
-        elif hasattr(at, "index"):
-            members.append(str(at.index))
+        word = _word_of(type(at))
+        if word:
+            members.append(str(getattr(at, word)))
         elif not _CONTAINERS.intersection(members):
             root = str(getattr(at, "local_name", None) or getattr(at, "global_name", ""))
             members += [root] if root and (root != "self" or not members) else []
         at = getattr(at, "base", None)
     return members[::-1]
+
+
+@functools.cache
+def _word_of(kind: type) -> str:
+    """Under which name one of Dynamo's kinds of source keeps its last step; an empty string for a root."""
+    known = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    return next((word for word in ("member", "index") if word in known or hasattr(kind, word)), "")
 
 
 _KEY = re.compile(r"""\[(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^\]'"]+))\]""")

@@ -6,6 +6,7 @@ An argument that is omitted, None or equal to its default is one thing, and is l
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import fx
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OpSpec:
     """A canonical op: its argument names with defaults, and what may be assumed of it."""
 
@@ -44,6 +45,11 @@ class OpSpec:
     def required(self) -> int:
         """How many arguments have no default; they come first."""
         return sum(default is REQUIRED for _, default in self.params)
+
+    @cached_property
+    def has_dim(self) -> bool:
+        """Whether one of the arguments is a dimension called ``dim``."""
+        return "dim" in self.names
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
@@ -331,39 +337,42 @@ def is_transpose_attribute(node: fx.Node, *names: str) -> bool:
 
 def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
     """Canonical arguments by name; None where the call does not fit the row (then the node stays opaque)."""
-    names = spec.names
-    if len(args) == spec.required and not kwargs and spec.variadic is None and spec.order is names:
-        return {name: tuple(arg) if isinstance(arg, list) else arg for name, arg in zip(names, args, strict=False)}
     if spec.variadic is not None:
         gathered = _gather(spec, args)
         if gathered is None:
             return None
         args = gathered
-    if len(args) > len(names):
+    plan = _plan(spec, len(args), tuple(kwargs))
+    if plan is None:
         return None
-    bound = dict(zip(names, args, strict=False))
-    if kwargs:
-        for key, value in kwargs.items():
-            name = key if key in names else _RENAMED.get(key, key)
-            if name not in names or name in bound:
-                return None
-            bound[name] = value
-    if len(args) < spec.required and any(name not in bound for name in names[: spec.required]):
-        return None
-    defaults, order = spec.defaults, spec.order
-    out: dict[str, Any] = {}
-    for name in order if kwargs or order is not names else bound:
-        if name not in bound or name in _WITHOUT_MEANING:
-            continue
-        value = bound[name]
+    bound: dict[str, Any] = {}
+    for name, source, default in plan:
+        value = kwargs[source] if isinstance(source, str) else args[source]
         if isinstance(value, list):
             value = tuple(value)
-        if name in defaults:
-            default = defaults[name]
-            if value is None or (_same_kind(value, default) and value == default):
-                continue
-        out[name] = value
-    return out
+        if default is not REQUIRED and (value is None or (_same_kind(value, default) and value == default)):
+            continue
+        bound[name] = value
+    return bound
+
+
+@functools.cache
+def _plan(spec: OpSpec, given: int, keys: tuple[str, ...]) -> tuple[tuple[str, int | str, Any], ...] | None:
+    """Where a call of this form has each canonical argument, and its default; None where the row does not take it."""
+    names = spec.names
+    if given > len(names):
+        return None
+    sources: dict[str, int | str] = {name: place for place, name in enumerate(names[:given])}
+    for key in keys:
+        name = key if key in names else _RENAMED.get(key, key)
+        if name not in names or name in sources:
+            return None
+        sources[name] = key
+    if any(name not in sources for name in names[: spec.required]):
+        return None
+    defaults = spec.defaults
+    kept = (name for name in spec.order if name in sources and name not in _WITHOUT_MEANING)
+    return tuple((name, sources[name], defaults.get(name, REQUIRED)) for name in kept)
 
 
 def _same_kind(a: Any, b: Any) -> bool:

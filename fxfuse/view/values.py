@@ -32,7 +32,8 @@ class Value:
     ``args`` maps canonical argument names to FX nodes, values or constants (resolve them with ``View.operand``).
     ``node`` is the FX node that carries the result; ``absorbed`` are further nodes that the canonical op stands for
     (``1 / sqrt(v)`` is one ``rsqrt`` that absorbed the ``sqrt``); ``steps`` names the view's rules that led here.
-    ``twins`` are nodes that compute the same again: a model may cast one tensor twice.
+    ``twins`` are nodes that compute the same again: a model may cast one tensor twice. ``readers`` are the values that
+    have this one as a direct operand, in graph order, as far as the view has read (ask ``View.readers``).
     ``plain`` is, in a pattern that leaves its dtype open, the form that holds in every dtype, where this one holds in
     fp32 and wider only.
     A *virtual* value has no node of its own: it is a part of its ``owner``'s.
@@ -48,6 +49,7 @@ class Value:
     owner: Value | None = None
     meta: Any = field(default=None, repr=False)
     twins: list[fx.Node] = field(default_factory=list)
+    readers: list[Value] = field(default_factory=list, repr=False)
     plain: Value | None = field(default=None, repr=False)
 
     @property

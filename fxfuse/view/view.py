@@ -5,6 +5,7 @@ Nodes are read once, in graph order, up to the one that is asked for. The graph 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxfuse.compat import FakeTensor
 from fxfuse.safeguards import safeguard
 from fxfuse.view import ops, rules
 from fxfuse.view.effects import Effects
@@ -63,9 +65,8 @@ class View:
         self._pending = iter(tuple(graph.nodes))  # an iterator of FX starts anew in each loop
         self._values: dict[fx.Node, Value] = {}
         self._casts: dict[tuple[int, Any], Value] = {}
-        self._readers: dict[int, list[Value]] = {}
         self._others: dict[int, list[fx.Node]] = {}  # nodes that the view sees through, by the value that they are
-        self._found: dict[str, list[Value]] = {}
+        self._found: defaultdict[str, list[Value]] = defaultdict(list)
         self._wholes: dict[fx.Node, Value] = {}  # the value that absorbed a node
 
     @cached_property
@@ -110,11 +111,12 @@ class View:
     def _settle(self, node: fx.Node) -> None:
         value = self._raw(node)
         if value.leaf is None and value.known:
-            source = self._seen_through(value)
-            if source is not None:
-                self._values[node] = source
-                self._others.setdefault(id(source), []).append(node)
-                return
+            if value.op in rules.SEE_THROUGH:
+                source = self._seen_through(value)
+                if source is not None:
+                    self._values[node] = source
+                    self._others.setdefault(id(source), []).append(node)
+                    return
             value = self._canonical(value)
             if value.op == "cast" and self._is_twin(value):
                 return
@@ -142,13 +144,14 @@ class View:
         """Remember a new value and its parts by their op, and as readers of their operands."""
         for node in value.absorbed:
             self._wholes[node] = value
+        values = self._values
         pending = [value]
         while pending:
             at = pending.pop()
-            self._found.setdefault(at.op, []).append(at)
+            self._found[at.op].append(at)
             for raw in operands_in(at.args):
-                operand = self._values[raw] if isinstance(raw, fx.Node) else raw
-                readers = self._readers.setdefault(id(operand), [])
+                operand = values[raw] if type(raw) is fx.Node else raw
+                readers = operand.readers
                 if not readers or readers[-1] is not at:
                     readers.append(at)
                 if operand is raw and raw.owner is not None and raw.owner.node is value.node and raw not in pending:
@@ -171,10 +174,11 @@ class View:
 
     def meta(self, node: fx.Node) -> Any:
         """The node's example (fake) tensor, or None."""
-        meta = node.meta.get("example_value")
+        known = node.meta
+        meta = known.get("example_value")
         if meta is None:
-            meta = node.meta.get("val")
-        return meta if isinstance(meta, _METAS) else None
+            meta = known.get("val")
+        return meta if type(meta) is FakeTensor or isinstance(meta, _METAS) else None
 
     def dtype_reference(self, node: fx.Node) -> Any:
         """What ``x.to(other)`` or ``x.to(other.dtype)`` casts to."""
@@ -208,22 +212,22 @@ class View:
     def _raw(self, node: fx.Node) -> Value:
         if node.op in {"placeholder", "get_attr"}:
             return self._leaf(node)
-        spec = ops.spec_of(node)
-        meta = self.meta(node)
+        spec, meta = ops.spec_of(node), self.meta(node)
         if spec is None:
             if ops.is_transpose_attribute(node):
                 return Value("t", {"input": node.args[0]}, node, meta=meta)
             return Value(ops.function_name(node.target), {}, node, known=False, meta=meta)
-        if spec.name == "to":
+        name = spec.name
+        if name == "to":
             cast = rules.cast_of(self, node)
             return cast if cast is not None else Value("to", {}, node, known=False, meta=meta)
         args = ops.bind(spec, node.args, node.kwargs)
         if args is None:
-            return Value(spec.name, _Untold(), node, known=False, meta=meta)
-        value = Value(spec.name, args, node, meta=meta)
+            return Value(name, _Untold(), node, known=False, meta=meta)
+        value = Value(name, args, node, meta=meta)
         if self.symbolic:
             value.meta = SymbolicMeta(self._symbolic_dtype(value))
-        if "dim" in args or type(spec.defaults.get("dim")) is int:
+        if spec.has_dim and ("dim" in args or type(spec.defaults.get("dim")) is int):
             args["dim"] = self.dimension(value)
         return value
 
@@ -244,7 +248,7 @@ class View:
         """The earlier value that this one is, or None."""
         if self.symbolic and value.op not in rules.WITHOUT_METADATA:
             return None
-        for rule in rules.SEE_THROUGH.get(value.op, ()):
+        for rule in rules.SEE_THROUGH[value.op]:
             same = rule(self, value)
             if same is not None:
                 return same if SAME_LATER(self._same_later(value.node, same.node)) else None
@@ -273,10 +277,13 @@ class View:
             prepared = rules.PREPARED.get(value.op)
             if prepared is None:
                 return value
-            below = {self.operand(raw).op for raw in operands_in(value.args)}
+            below: set[str] | None = None
             for rule, reads in prepared:
-                if reads is not None and reads.isdisjoint(below):
-                    continue
+                if reads is not None:
+                    if below is None:
+                        below = {self.operand(raw).op for raw in operands_in(value.args)}
+                    if reads.isdisjoint(below):
+                        continue
                 self.assumed_wide = False
                 better = rule(self, value)
                 if better is not None and READS_STAY(not self._reads_moved(better)):
@@ -308,7 +315,7 @@ class View:
     def readers(self, value: Value) -> list[Value]:
         """The canonical values that have this one as a direct operand, in graph order."""
         self._read_all()
-        return self._readers.get(id(value), [])
+        return value.readers
 
     def users(self, value: Value) -> list[Value]:
         """What reads this value, for a reader's eyes: also ops that the view does not know."""
@@ -317,14 +324,16 @@ class View:
         return known or [v for v in map(self.value, users) if v is not value]
 
 
-def operands_in(raw: Any) -> Iterator[Any]:
+def operands_in(raw: Any) -> list[Any]:
     """The nodes and values among the arguments of a value, also those inside tuples."""
+    found = []
     for one in raw.values() if isinstance(raw, dict) else raw:
         kind = type(one)
         if kind is fx.Node or kind is Value:
-            yield one
+            found.append(one)
         elif kind is tuple:
-            yield from operands_in(one)
+            found += operands_in(one)
+    return found
 
 
 def _nodes_of(value: Value) -> Iterator[fx.Node]:

@@ -1,7 +1,6 @@
-"""The decode kernel: its choices, its errors, what Inductor sees of it; and its numbers, in another process."""
+"""The gated MLP for few rows: its choices, its errors, and what Inductor sees of it."""
 
 import inspect
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,30 +14,16 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from fxfuse.kernels.triton import norm_gated_mlp_decode as decode  # noqa: E402
+from fxfuse.kernels.triton.tiles import CONFIGS  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
-@pytest.mark.parametrize("name", ["norm_gated_mlp_decode.py", "compiled_model.py"])
-def test_in_the_interpreter(name):
-    """``triton.jit`` decides between compiler and interpreter when it decorates, also inside triton.language itself.
-
-    So a process is one or the other. The tests around this one compile; the interpreted ones get a process of their
-    own. Their files have no ``test_`` in their names, which keeps them out of this process's collection.
-    """
-    file = Path(__file__).parent / "interpreted" / name
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-
-
 def operands(rows=2, hidden=64, intermediate=96, out=48, dtype=BF16):
     shapes = ((rows, hidden), (hidden,), (intermediate, hidden), (intermediate, hidden), (out, intermediate))
     tensors = [torch.zeros(shape, dtype=dtype) for shape in shapes]
-    values = [*tensors, None, None, None, 1e-6, "early", "silu"]
+    values = [*tensors, None, None, None, 1e-6, "early", "silu", None]
     return dict(zip(inspect.signature(decode.rms_norm_gated_mlp_decode).parameters, values, strict=True))
 
 
@@ -48,7 +33,10 @@ def operands(rows=2, hidden=64, intermediate=96, out=48, dtype=BF16):
         ({"norm": "Late"}, "norm is 'Late', expected one of early, late, offset"),
         ({"act": "swish"}, "act is 'swish', expected one of silu, gelu, gelu_tanh, relu"),
         ({"x": torch.zeros(2, 64, dtype=torch.float64)}, "x is torch.float64, expected one of torch.bfloat16, .*"),
-        ({"x": torch.zeros(17, 64, dtype=BF16)}, "x has 17 rows, expected at most 16"),
+        ({"x": torch.zeros(65, 64, dtype=BF16)}, "x has 65 rows, expected at most 64"),
+        ({"weight": None}, "norm is 'early', expected one of none"),
+        ({"norm": "none"}, "norm is 'none', expected one of early, late, offset"),
+        ({"residual": torch.zeros(48, dtype=BF16)}, r"residual has shape \(48,\), expected \(2, 48\)"),
         ({"x": torch.zeros(2, 63, dtype=BF16)}, "x has 63 features, expected 64, the columns of gate"),
         ({"x": torch.zeros((), dtype=BF16)}, r"got x \[\], .*expected x \[..., hidden\]"),
         ({"up": torch.zeros(95, 64, dtype=BF16)}, r"up has shape \(95, 64\), expected \(96, 64\)"),
@@ -67,7 +55,7 @@ def test_errors_name_what_was_given_and_what_is_valid(change, message):
 def test_config_takes_narrow_tiles_for_weights_with_few_rows():
     # Llama-3-8B on 132 SMs: gate and up fill the card with wide tiles, the down projection does not.
     chosen = decode.config(4, 4096, 14336, 4096, BF16, 132)
-    tiles = decode.CONFIGS[2, False]
+    tiles = CONFIGS[2, 16]
     assert chosen == decode.Config(tiles.wide, tiles.narrow, 1)
     unaligned = decode.config(4, 4096, 14336, 4096, BF16, 132, gate_up_aligned=False, down_aligned=False)
     assert (unaligned.gate_up, unaligned.down) == (tiles.unaligned, tiles.unaligned)
@@ -86,9 +74,9 @@ def test_config_splits_where_few_programs_would_read_long_rows():
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
-@pytest.mark.parametrize("rows", [1, 2, 16])
-def test_config_returns_only_shipped_tiles(dtype, rows):
-    tiles = decode.CONFIGS[dtype.itemsize, rows == 1]
+@pytest.mark.parametrize(("rows", "padded"), [(1, 1), (2, 16), (16, 16), (17, 32), (33, 64), (64, 64)])
+def test_config_returns_only_shipped_tiles(dtype, rows, padded):
+    tiles = CONFIGS[dtype.itemsize, padded]
     for size in (1, 97, 4096, 100_000):
         for aligned in (True, False):
             chosen = decode.config(rows, size, size, size, dtype, 132, aligned, aligned)

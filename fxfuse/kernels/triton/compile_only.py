@@ -1,8 +1,11 @@
 """Compile every shipped configuration for cards that are not here, and read what each would use of them.
 
-``python -m fxfuse.kernels.triton.compile_only [target ...]`` prints a table and fails where a kernel spills registers
-or wants more shared memory than a program may have. No GPU or driver is needed: Triton carries its own assemblers.
+``python -m fxfuse.kernels.triton.compile_only [target ...]`` prints a table and fails where a kernel spills registers,
+wants more shared memory than a program may have, or lacks the matrix instructions that it was made for; ``--markdown``
+prints the table of docs/kernels.md. No GPU or driver is needed: Triton carries its own assemblers.
 """
+
+from __future__ import annotations
 
 import argparse
 import re
@@ -10,38 +13,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 import triton
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fxfuse.kernels.triton import norm_gated_mlp_decode as decode
+from fxfuse.kernels.triton.common import INTERPRETED
+from fxfuse.kernels.triton.shipped import TARGETS, Job, Target, jobs
 
-
-@dataclass(frozen=True)
-class Target:
-    """A card: what Triton compiles for, and the shared memory in bytes that one program may have."""
-
-    gpu: GPUTarget
-    shared_limit: int
-
-    @property
-    def name(self) -> str:
-        return f"sm_{self.gpu.arch}" if self.gpu.backend == "cuda" else str(self.gpu.arch)
-
-
-TARGETS = (
-    Target(GPUTarget("cuda", 80, 32), 163 * 1024),
-    Target(GPUTarget("cuda", 90, 32), 227 * 1024),
-    Target(GPUTarget("cuda", 100, 32), 227 * 1024),
-    Target(GPUTarget("hip", "gfx942", 64), 64 * 1024),
-)
-
-_POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+# By the assembly that the compiler writes: PTX, and AMD's.
+_MATRIX = {"wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma", "mma": r"\bmma\.sync", "mfma": r"\bv_mfma"}
 
 
 class Compilable(Protocol):
@@ -57,59 +40,17 @@ class Compilable(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
-    """One compile: a kernel, its constants, and the arguments as a launch would specialise them.
-
-    ``case`` says which: ``plain`` has contiguous, aligned tensors; ``full`` adds biases, an fp32 norm weight, strides
-    for ``x`` and the costliest activation; ``odd`` has any strides and no alignment on top. Others are variants of
-    ``plain``. ``pointers`` overrides dtypes by argument name.
-    """
-
-    target: Target
-    kernel: Any  # triton.JITFunction
-    dtype: torch.dtype
-    case: str
-    num_warps: int
-    constants: dict[str, Any] = field(hash=False)
-    pointers: dict[str, str] = field(default_factory=dict, hash=False)
-
-    def __str__(self) -> str:
-        block = "x".join(str(self.constants[n]) for n in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if n in self.constants)
-        block = block or str(self.constants["BLOCK"])
-        words = [self.target.name, self.kernel.__name__, str(self.dtype).removeprefix("torch."), block, self.case]
-        return " ".join([*words, *filter(None, [self.constants.get("PRECISION")])])
-
-    def source(self) -> ASTSource:
-        signature: dict[str, str] = {}
-        constants = dict(self.constants)
-        divisible = []
-        for i, name in enumerate(self.kernel.arg_names):
-            general = self.case == "odd" or (self.case == "full" and name in _GENERAL_WHERE_FULL)
-            if name in constants:
-                signature[name] = "constexpr"
-            elif name in _UNIT_STRIDES and not general:
-                signature[name], constants[name] = "constexpr", 1
-            elif name == "eps":
-                signature[name] = "fp32"
-            else:
-                signature[name] = self.pointers.get(name, _POINTERS[self.dtype]) if name.endswith("_ptr") else "i32"
-                if name not in ("rows", "splits") and not general:
-                    divisible.append(i)
-        return ASTSource(self.kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in divisible})
-
-
-_UNIT_STRIDES = ("x_k", "scale_k", "gate_k", "up_k", "gate_bias_n", "up_bias_n", "down_n", "bias_o")
-_GENERAL_WHERE_FULL = ("x_ptr", "x_m", "x_k", "scale_k", "gate_bias_n", "up_bias_n", "bias_o")
-
-
-@dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel uses: registers a thread, bytes spilled (AMD: registers), bytes of shared memory."""
+    """What a compiled kernel uses: registers a thread, bytes spilled (AMD: registers), bytes of shared memory.
+
+    ``matrix``: how often each matrix instruction is in its assembly.
+    """
 
     job: Compilable
     registers: int
     spills: int
     shared: int
+    matrix: dict[str, int]
     seconds: float
 
     @property
@@ -119,51 +60,15 @@ class Resources:
             return f"{self.job}: spills {self.spills}"
         if self.shared > self.job.target.shared_limit:
             return f"{self.job}: {self.shared} bytes of shared memory, at most {self.job.target.shared_limit}"
+        meant = getattr(self.job, "instruction", None)
+        if meant is not None and not self.matrix.get(meant):
+            return f"{self.job}: no {meant} instruction, but {self.instructions or 'none at all'}"
         return None
 
-
-def jobs(target: Target) -> Iterator[Job]:
-    """Every shipped tile, dtype and case for one target, in a fixed order."""
-    fast = "tf32" if target.gpu.backend == "cuda" else "ieee"
-    for (itemsize, _), tiles in decode.CONFIGS.items():
-        for dtype in decode.DTYPES:
-            if dtype.itemsize != itemsize:
-                continue
-            for precision in dict.fromkeys([fast if itemsize == 2 else "ieee", fast]):
-                for tile in (tiles.wide, tiles.narrow):
-                    for act in decode.ACTS:
-                        yield _gate_up_job(target, dtype, tile, precision, _CASES[act], act)
-                    for case in ("plain", "full", "split"):
-                        yield _down_job(target, dtype, tile, precision, case)
-                yield _gate_up_job(target, dtype, tiles.unaligned, precision, "odd", "gelu")
-                yield _down_job(target, dtype, tiles.unaligned, precision, "odd")
-    for dtype in decode.DTYPES:
-        for case in ("plain", "odd"):
-            constants = {"BIAS": case == "odd", "BLOCK": decode.REDUCE_BLOCK}
-            yield Job(target, decode.reduce_kernel, dtype, case, 4, constants, {"parts_ptr": "*fp32"})
-
-
-# The error function takes the most registers, so it stands for the fullest case.
-_CASES = {"silu": "plain", "gelu": "full", "gelu_tanh": "gelu_tanh", "relu": "relu"}
-
-
-def _gate_up_job(target: Target, dtype: torch.dtype, tile: decode.Tile, precision: str, case: str, act: str) -> Job:
-    full = case in ("full", "odd")
-    constants = {"OFFSET": full, "ACT": act, "GATE_BIAS": full, "UP_BIAS": full, "PRECISION": precision}
-    constants |= _blocks(tile)
-    pointers = {"scale_ptr": "*fp32"} if full else {}
-    return Job(target, decode.gate_up_kernel, dtype, case, tile.num_warps, constants, pointers)
-
-
-def _down_job(target: Target, dtype: torch.dtype, tile: decode.Tile, precision: str, case: str) -> Job:
-    constants = {"BIAS": case in ("full", "odd"), "PRECISION": precision, **_blocks(tile)}
-    pointers = {"out_ptr": "*fp32"} if case == "split" else {}
-    return Job(target, decode.down_kernel, dtype, case, tile.num_warps, constants, pointers)
-
-
-def _blocks(tile: decode.Tile) -> dict[str, Any]:
-    """The tile's constants alone: the number of warps is an option of the compiler."""
-    return {name: value for name, value in decode.launch_meta(tile).items() if name.isupper()}
+    @property
+    def instructions(self) -> str:
+        """The matrix instructions as text, ``8 wgmma``."""
+        return ", ".join(f"{count} {name}" for name, count in self.matrix.items())
 
 
 def compiled(job: Compilable, **options: Any) -> Any:
@@ -171,7 +76,7 @@ def compiled(job: Compilable, **options: Any) -> Any:
 
     Raises RuntimeError in Triton's interpreter, where there is nothing to compile.
     """
-    if decode.INTERPRETED.value:
+    if INTERPRETED.value:
         raise RuntimeError("TRITON_INTERPRET was set when the kernels were imported, expected it unset to compile them")
     return triton.compile(job.source(), target=job.target.gpu, options={"num_warps": job.num_warps, **options})
 
@@ -181,8 +86,10 @@ def compile_job(job: Compilable, **options: Any) -> Resources:
     start = time.perf_counter()
     kernel = compiled(job, **options)
     seconds = time.perf_counter() - start
-    used = _of_cubin(kernel.asm["cubin"]) if job.target.gpu.backend == "cuda" else _of_amdgcn(kernel.asm["amdgcn"])
-    return Resources(job, *used, kernel.metadata.shared, seconds)
+    used = _of_cubin(kernel.asm["cubin"]) if job.target.is_cuda else _of_amdgcn(kernel.asm["amdgcn"])
+    text = kernel.asm["ptx" if job.target.is_cuda else "amdgcn"]
+    counts = {name: len(re.findall(pattern, text)) for name, pattern in _MATRIX.items()}
+    return Resources(job, *used, kernel.metadata.shared, {n: c for n, c in counts.items() if c}, seconds)
 
 
 def _of_cubin(cubin: bytes) -> tuple[int, int]:
@@ -208,27 +115,53 @@ def _number(pattern: str, text: str) -> int:
     return int(match[1])
 
 
+def table(used: Iterable[Resources]) -> str:
+    """Markdown: for each kernel, dtype and tile the most that any of its cases uses, a column for each card."""
+    rows: dict[tuple[str, str, str], dict[str, list[Resources]]] = {}
+    for result in used:
+        assert isinstance(result.job, Job)
+        row = rows.setdefault((result.job.kernel_name, result.job.numbers, result.job.block), {})
+        row.setdefault(result.job.target.name, []).append(result)
+    names = [target.name for target in TARGETS if any(target.name in row for row in rows.values())]
+    lines = ["| kernel | dtype | tile | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
+    for key, row in rows.items():
+        lines.append("| " + " | ".join([*key, *(_cell(row.get(name, [])) for name in names)]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(cases: list[Resources]) -> str:
+    if not cases:
+        return ""
+    registers, spills, shared = (max(getattr(c, name) for c in cases) for name in ("registers", "spills", "shared"))
+    kinds = dict.fromkeys(name for case in cases for name in case.matrix)
+    parts = [f"{registers} regs", f"{shared / 1024:.0f} KiB" if shared else "", f"{spills} spilled" if spills else ""]
+    return ", ".join(filter(None, [*parts, *kinds]))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Compile everything for the given targets (default: all), print a table, and return 1 where something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m fxfuse.kernels.triton.compile_only", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="target", help=", ".join(t.name for t in TARGETS))
-    given = parser.parse_args(arguments).targets
-    for name in given:
+    parser.add_argument("--markdown", action="store_true", help="the table of docs/kernels.md, progress to stderr")
+    given = parser.parse_args(arguments)
+    for name in given.targets:
         if name not in [t.name for t in TARGETS]:
             parser.error(f"unknown target {name!r}, expected one of {', '.join(t.name for t in TARGETS)}")
-    problems = []
-    print(f"{'job':<72}{'regs':>5}{'spills':>8}{'shared':>8}{'s':>6}")
-    count = 0
+    out = sys.stderr if given.markdown else sys.stdout
+    found = []
+    print(f"{'job':<64}{'regs':>5}{'spills':>8}{'shared':>8}{'s':>6}  matrix", file=out)
     for target in TARGETS:
-        if given and target.name not in given:
+        if given.targets and target.name not in given.targets:
             continue
         for job in jobs(target):
             used = compile_job(job)
-            count += 1
-            print(f"{job!s:<72}{used.registers:>5}{used.spills:>8}{used.shared:>8}{used.seconds:>6.1f}", flush=True)
-            if used.problem:
-                problems.append(used.problem)
-    print(f"{count} compiled, {len(problems)} with problems", *problems, sep="\n")
+            found.append(used)
+            numbers = f"{used.registers:>5}{used.spills:>8}{used.shared:>8}{used.seconds:>6.1f}  {used.instructions}"
+            print(f"{job!s:<64}{numbers}".rstrip(), file=out, flush=True)
+    problems = [used.problem for used in found if used.problem]
+    print(f"{len(found)} compiled, {len(problems)} with problems", *problems, sep="\n", file=out)
+    if given.markdown:
+        print(table(found))
     return 1 if problems else 0
 
 

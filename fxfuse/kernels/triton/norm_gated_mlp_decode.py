@@ -1,4 +1,4 @@
-"""RMSNorm, gated MLP and down projection for decode (1 to 16 rows), in two kernels that stream the weights once.
+"""A gated MLP for few rows (1 to 64), with its RMSNorm and residual, in two kernels that stream the weights once.
 
 Algebra, with ``r = rsqrt(mean(x^2) + eps)``, one number per row, and ``s`` the scale (Gemma: ``1 + weight``)::
 
@@ -7,24 +7,26 @@ Algebra, with ``r = rsqrt(mean(x^2) + eps)``, one number per row, and ``s`` the 
 So the K loop needs no normalised row: it multiplies ``x`` by ``s`` in registers, sums ``x^2`` on the side, and the
 epilogue applies ``r`` in fp32, the biases, the activation and the product. Source of the deferred scale: FlashNorm
 (arXiv 2407.09577); QuACK ships it for training GEMMs. Both ``early`` and ``late`` norms are this one function: the
-kernel keeps ``x * r * s`` in higher precision than either of their roundings.
+kernel keeps ``x * r * s`` in higher precision than either of their roundings. Without a norm ``r`` and ``s`` are 1.
+A residual is added in the epilogue of the down projection, or of its reduction, and rounded with it.
 
 Bytes: with ``e`` the item size, ``e * N * (2K + O)`` of weights, each read once and as they lie (gate and up through
 their own pointers and strides, nothing stacked, folded or copied). Activations come out of the L2 cache. There is no
 norm output, and no gate, up or ``act(gate)`` tensor; the one intermediate is the product ``[rows, N]``.
 
 The K loop has two forms. One row multiplies and accumulates element by element in fp32 (``[BLOCK_N, BLOCK_K]``
-accumulators, one reduction at the end); 2 to 16 rows are padded to 16 and go through ``tl.dot`` with the weights on the
-large side (swap-AB). There ``x * s`` is rounded once, to bf16 for bf16, and to TF32 for fp16: TF32 has fp16's mantissa
-with fp32's range, so ``x * s`` cannot overflow where ``norm(x)`` would not.
+accumulators, one reduction at the end); more rows are padded to 16, 32 or 64 and go through ``tl.dot`` with the weights
+on the large side (swap-AB), which has the 64 rows of Hopper's warpgroup instructions where they are meant. There
+``x * s`` is rounded once, to bf16 for bf16, and to TF32 for fp16: TF32 has fp16's mantissa with fp32's range, so
+``x * s`` cannot overflow where ``norm(x)`` would not.
 
-Block sizes follow the bandwidth-delay product (about 23 KB in flight per SM on H200); they are computed, not measured.
+The K loop of the down projection is split where its programs would be too few for the card. The parts are fp32, and a
+second kernel adds them in order: no atomics, so repeated runs are bit-identical.
 """
 
 # mypy: allow-incomplete-defs
 # Triton reads annotations: only its constants have one in a kernel.
 
-import contextlib
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -34,21 +36,28 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-MAX_ROWS = 16
-NORMS = ("early", "late", "offset")
-ACTS = ("silu", "gelu", "gelu_tanh", "relu")
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from fxfuse.kernels.triton.common import (
+    ACTS,
+    INTERPRETED,
+    NORMS,
+    activation,
+    aligned,
+    check_choice,
+    check_dtype,
+    check_operand,
+    dot,
+    narrow,
+    on_device_of,
+    precision,
+    sm_count,
+    stride,
+)
+from fxfuse.kernels.triton.tiles import MAX_ROWS, Tile, launch_meta, tiles_for
 
-
-@dataclass(frozen=True)
-class Tile:
-    """How one program of a kernel is shaped: ``block_m`` padded rows, ``block_n`` weight rows, ``block_k`` a step."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
+# A launch costs about 1.3 us; at H200's 33 GB/s for each SM that is this many bytes of streaming.
+_LAUNCH_BYTES = 43_000
+_MIN_SPLIT = 1024
+REDUCE_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -58,30 +67,6 @@ class Config:
     gate_up: Tile
     down: Tile
     splits: int
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """The tiles of one dtype size and row count: for weights with many rows, with few, and read element by element."""
-
-    wide: Tile
-    narrow: Tile
-    unaligned: Tile
-
-
-# Everything that is shipped: (item size, one row) -> tiles.
-CONFIGS: dict[tuple[int, bool], Tiles] = {
-    (2, True): Tiles(Tile(1, 16, 256, 8, 3), Tile(1, 4, 512, 4, 3), Tile(1, 4, 512, 4, 3)),
-    (2, False): Tiles(Tile(16, 32, 128, 4, 4), Tile(16, 16, 128, 4, 4), Tile(16, 16, 64, 4, 4)),
-    (4, True): Tiles(Tile(1, 16, 128, 8, 3), Tile(1, 4, 256, 4, 3), Tile(1, 4, 256, 4, 3)),
-    (4, False): Tiles(Tile(16, 32, 32, 8, 4), Tile(16, 16, 32, 4, 4), Tile(16, 16, 32, 4, 4)),
-}
-# As it was when this module was imported, which is when triton.jit decides.
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-# A launch costs about 1.3 us; at H200's 33 GB/s for each SM that is this many bytes of streaming.
-_LAUNCH_BYTES = 43_000
-_MIN_SPLIT = 1024
-REDUCE_BLOCK = 256
 
 
 def config(
@@ -96,83 +81,35 @@ def config(
 ) -> Config:
     """The tiles and splits for one shape; pure, so that tests and compiles can ask for any card.
 
-    A weight with few rows takes the narrow tile, one that cannot be read 16 bytes at a time the unaligned one: there
-    each element has its own address and mask, and the other tiles would spill registers. The down projection is split
-    only where too few programs would each read a long row: one SM streams about twice its fair share of the card, and
-    the second launch has to be earned.
+    The down projection is split only where too few programs would each read a long row: one SM streams about twice its
+    fair share of the card, and the second launch has to be earned.
     """
-    tiles = CONFIGS[dtype.itemsize, bool(rows == 1)]  # rows may be symbolic, and this its guard
-
-    def choose(weight_rows: int, aligned: bool) -> Tile:
-        if not aligned:
-            return tiles.unaligned
-        return tiles.narrow if triton.cdiv(weight_rows, tiles.wide.block_n) < 2 * sm_count else tiles.wide
-
-    down = choose(out, down_aligned)
+    tiles = tiles_for(rows, dtype)
+    down = tiles.choose(out, down_aligned, sm_count)
     row_bytes = intermediate * dtype.itemsize
     splits = 1
     if down.block_n * row_bytes // 2 - out * row_bytes // sm_count > _LAUNCH_BYTES:
         splits = max(1, min(triton.cdiv(sm_count, triton.cdiv(out, down.block_n)), intermediate // _MIN_SPLIT))
-    return Config(choose(intermediate, gate_up_aligned), down, splits)
-
-
-@triton.jit
-def activation(g, ACT: tl.constexpr):
-    if ACT == "silu":
-        y = g * tl.sigmoid(g)
-    elif ACT == "gelu":
-        y = 0.5 * g * (1.0 + tl.erf(g * 0.7071067811865476))
-    elif ACT == "gelu_tanh":
-        y = g * tl.sigmoid(1.5957691216057308 * (g + 0.044715 * g * g * g))  # 0.5 * (1 + tanh(z)) = sigmoid(2z)
-    else:
-        y = tl.where(g <= 0.0, 0.0, g)  # not a maximum, which would turn NaN into 0
-    return y
-
-
-@triton.jit
-def round_to(v, DROPPED: tl.constexpr):
-    """Round fp32 to the nearest number without its DROPPED lowest bits (ties to even). Keeps NaN."""
-    bits = v.to(tl.int32, bitcast=True)
-    rounded = (bits + (1 << (DROPPED - 1)) - 1 + ((bits >> DROPPED) & 1)) & -(1 << DROPPED)
-    return tl.where(v == v, rounded.to(tl.float32, bitcast=True), v)
-
-
-@triton.jit
-def narrow(v, dtype: tl.constexpr):
-    """fp32 in ``dtype``, to nearest. The interpreter cuts bits off for bf16, so there they are rounded first."""
-    if INTERPRETED and dtype == tl.bfloat16:
-        v = round_to(v, 16)
-    return v.to(dtype)
-
-
-@triton.jit
-def dot(w, x, acc, PRECISION: tl.constexpr):
-    """``acc + w @ x``. In TF32 the tensor core cuts fp32's low bits off, so they are rounded first."""
-    if PRECISION == "tf32":
-        if w.dtype == tl.float32:
-            w = round_to(w, 13)
-        if x.dtype == tl.float32:
-            x = round_to(x, 13)
-    # The interpreter would multiply bf16 as the integers that it stores them in; in fp32 the products are exact.
-    if INTERPRETED or w.dtype != x.dtype:
-        w = w.to(tl.float32)
-        x = x.to(tl.float32)
-    return tl.dot(w, x, acc, input_precision=PRECISION)
+    return Config(tiles.choose(intermediate, gate_up_aligned, sm_count), down, splits)
 
 
 @triton.jit
 def gate_up_kernel(
     x_ptr, scale_ptr, gate_ptr, up_ptr, gate_bias_ptr, up_bias_ptr, out_ptr,
     rows, K, N, x_m, x_k, scale_k, gate_n, gate_k, up_n, up_k, gate_bias_n, up_bias_n, eps,
-    OFFSET: tl.constexpr, ACT: tl.constexpr, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    NORM: tl.constexpr, ACT: tl.constexpr, GATE_BIAS: tl.constexpr, UP_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out[m, n] = act(norm(x)[m] . gate[n] + gate_bias[n]) * (norm(x)[m] . up[n] + up_bias[n]), one tile of n each."""
+    """out[m, n] = act(norm(x)[m] . gate[n] + gate_bias[n]) * (norm(x)[m] . up[n] + up_bias[n]), one tile of n each.
+
+    ``NORM`` is ``none``, ``scale`` or ``offset``.
+    """
     m = tl.arange(0, BLOCK_M).to(tl.int64)
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)  # int64: N * K may pass 2^31
     ONE_ROW: tl.constexpr = BLOCK_M == 1
     WIDTH: tl.constexpr = BLOCK_K if ONE_ROW else BLOCK_M
-    squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    if NORM != "none":
+        squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     g = tl.zeros((BLOCK_N, WIDTH), tl.float32)
     u = tl.zeros((BLOCK_N, WIDTH), tl.float32)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
@@ -181,17 +118,20 @@ def gate_up_kernel(
         gate = tl.load(gate_ptr + n[:, None] * gate_n + k[None, :] * gate_k, in_w, 0.0, eviction_policy="evict_first")
         up = tl.load(up_ptr + n[:, None] * up_n + k[None, :] * up_k, in_w, 0.0, eviction_policy="evict_first")
         in_x = (m < rows)[:, None] & (k < K)[None, :]
-        x = tl.load(x_ptr + m[:, None] * x_m + k[None, :] * x_k, in_x, 0.0).to(tl.float32)
-        scale = tl.load(scale_ptr + k * scale_k, k < K, 0.0).to(tl.float32)
-        if OFFSET:
-            scale += 1.0
-        squares += x * x
-        x *= scale[None, :]
+        x = tl.load(x_ptr + m[:, None] * x_m + k[None, :] * x_k, in_x, 0.0)
+        if NORM != "none":
+            x = x.to(tl.float32)
+            squares += x * x
+            scale = tl.load(scale_ptr + k * scale_k, k < K, 0.0).to(tl.float32)
+            if NORM == "offset":
+                scale += 1.0
+            x *= scale[None, :]
         if ONE_ROW:
+            x = x.to(tl.float32)
             g = tl.fma(gate.to(tl.float32), x, g)
             u = tl.fma(up.to(tl.float32), x, u)
         else:
-            if gate.dtype == tl.bfloat16:
+            if NORM != "none" and gate.dtype == tl.bfloat16:
                 x = narrow(x, tl.bfloat16)
             x = tl.trans(x)
             g = dot(gate, x, g, PRECISION)
@@ -199,9 +139,10 @@ def gate_up_kernel(
     if ONE_ROW:
         g = tl.sum(g, 1)[:, None]
         u = tl.sum(u, 1)[:, None]
-    r = tl.rsqrt(tl.sum(squares, 1) / K + eps)
-    g *= r[None, :]
-    u *= r[None, :]
+    if NORM != "none":
+        r = tl.rsqrt(tl.sum(squares, 1) / K + eps)
+        g *= r[None, :]
+        u *= r[None, :]
     if GATE_BIAS:
         g += tl.load(gate_bias_ptr + n * gate_bias_n, n < N, 0.0).to(tl.float32)[:, None]
     if UP_BIAS:
@@ -213,12 +154,12 @@ def gate_up_kernel(
 
 @triton.jit
 def down_kernel(
-    h_ptr, down_ptr, bias_ptr, out_ptr,
-    rows, N, OUT, down_o, down_n, bias_o, per_split,
-    BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    h_ptr, down_ptr, bias_ptr, residual_ptr, out_ptr,
+    rows, N, OUT, down_o, down_n, bias_o, residual_m, residual_o, per_split,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out[split, m, o] = h[m] . down[o] + bias[o] over the split's part of N; one tile of o and one split each."""
+    """out[split, m, o] = h[m] . down[o] + bias[o] + residual[m, o] over the split's part of N, one tile of o each."""
     m = tl.arange(0, BLOCK_M).to(tl.int64)
     o = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
@@ -240,25 +181,34 @@ def down_kernel(
         y = tl.sum(y, 1)[:, None]
     if BIAS:
         y += tl.load(bias_ptr + o * bias_o, o < OUT, 0.0).to(tl.float32)[:, None]
+    within = (o < OUT)[:, None] & (m < rows)[None, :]
+    if RESIDUAL:
+        y += tl.load(residual_ptr + m[None, :] * residual_m + o[:, None] * residual_o, within, 0.0).to(tl.float32)
     to = out_ptr + (split.to(tl.int64) * rows + m)[None, :] * OUT + o[:, None]
-    tl.store(to, narrow(y, out_ptr.dtype.element_ty), (o < OUT)[:, None] & (m < rows)[None, :])
+    tl.store(to, narrow(y, out_ptr.dtype.element_ty), within)
 
 
 @triton.jit
-def reduce_kernel(parts_ptr, bias_ptr, out_ptr, size, OUT, bias_o, splits, BIAS: tl.constexpr, BLOCK: tl.constexpr):
-    """out[i] = sum of parts[split, i] in the order of the splits, plus bias; i runs over rows * OUT."""
+def reduce_kernel(
+    parts_ptr, bias_ptr, residual_ptr, out_ptr, size, OUT, bias_o, residual_m, residual_o, splits,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out[i] = sum of parts[split, i] in the order of the splits, plus bias and residual; i runs over rows * OUT."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     y = tl.zeros((BLOCK,), tl.float32)
     for split in range(splits):
         y += tl.load(parts_ptr + split * size + i, i < size, 0.0)
     if BIAS:
         y += tl.load(bias_ptr + (i % OUT) * bias_o, i < size, 0.0).to(tl.float32)
+    if RESIDUAL:
+        at = i // OUT * residual_m + i % OUT * residual_o
+        y += tl.load(residual_ptr + at, i < size, 0.0).to(tl.float32)
     tl.store(out_ptr + i, narrow(y, out_ptr.dtype.element_ty), i < size)
 
 
 def rms_norm_gated_mlp_decode(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     gate: torch.Tensor,
     up: torch.Tensor,
     down: torch.Tensor,
@@ -268,17 +218,19 @@ def rms_norm_gated_mlp_decode(
     eps: float,
     norm: str,
     act: str,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``down(act(gate(norm(x))) * up(norm(x)))`` for at most 16 rows, as Triton kernels.
+    """``residual + down(act(gate(norm(x))) * up(norm(x)))`` for at most 64 rows, as Triton kernels.
 
     ``x``: ``[..., K]`` in bf16, fp16 or fp32; ``gate`` and ``up``: ``[N, K]``, ``down``: ``[O, N]`` and the biases
-    ``[N]``, ``[N]``, ``[O]``, all in the dtype of ``x``; ``weight``: ``[K]`` in any of the three dtypes. Any strides.
-    ``norm``: ``early``, ``late`` or ``offset``; ``act``: ``silu``, ``gelu``, ``gelu_tanh`` or ``relu``.
+    ``[N]``, ``[N]``, ``[O]``, ``residual``: ``[..., O]``, all in the dtype of ``x``; ``weight``: ``[K]`` in any of the
+    three dtypes. Any strides. ``norm``: ``early``, ``late`` or ``offset``, or ``none`` without a weight; ``act``:
+    ``silu``, ``gelu``, ``gelu_tanh`` or ``relu``.
     Returns ``[..., O]`` in the dtype of ``x``, contiguous; repeated runs are bit-identical.
     fp32 uses TF32 only where ``torch.get_float32_matmul_precision()`` is not ``"highest"``.
     Raises ValueError for a shape, dtype, device, norm or act other than these.
     """
-    hidden, intermediate, out = _check(x, weight, gate, up, down, gate_bias, up_bias, down_bias, norm, act)
+    hidden, intermediate, out = _check(x, weight, gate, up, down, gate_bias, up_bias, down_bias, residual, norm, act)
     result = x.new_empty((*x.shape[:-1], out))
     rows = result.numel() // out
     if rows == 0:
@@ -288,19 +240,22 @@ def rms_norm_gated_mlp_decode(
         gate_up_, down_, reduce_ = gate_up_kernel, down_kernel, reduce_kernel
     else:
         gate_up_, down_, reduce_ = wrap_triton(gate_up_kernel), wrap_triton(down_kernel), wrap_triton(reduce_kernel)
-    aligned = _aligned(gate) and _aligned(up), _aligned(down)
-    chosen = config(rows, hidden, intermediate, out, x.dtype, _sm_count(x.device), *aligned)
-    precision = _precision(x.dtype)
+    whole = aligned(gate) and aligned(up), aligned(down)
+    chosen = config(rows, hidden, intermediate, out, x.dtype, sm_count(x.device), *whole)
+    input_precision = precision(x.dtype)
     flat = x.reshape(-1, hidden)
+    added = flat if residual is None else residual.reshape(-1, out)
     h = x.new_empty((rows, intermediate))
-    with torch.cuda.device_of(x) if torch.cuda.is_available() else contextlib.nullcontext():
+    with on_device_of(x):
         tile = chosen.gate_up
         gate_up_[(triton.cdiv(intermediate, tile.block_n),)](
-            flat, weight, gate, up, gate if gate_bias is None else gate_bias, up if up_bias is None else up_bias, h,
+            flat, flat if weight is None else weight, gate, up,
+            gate if gate_bias is None else gate_bias, up if up_bias is None else up_bias, h,
             rows, hidden, intermediate,
-            *flat.stride(), *weight.stride(), *gate.stride(), *up.stride(), *_stride(gate_bias), *_stride(up_bias),
-            eps, OFFSET=norm == "offset", ACT=act, GATE_BIAS=gate_bias is not None, UP_BIAS=up_bias is not None,
-            PRECISION=precision, **launch_meta(tile),
+            *flat.stride(), *stride(weight), *gate.stride(), *up.stride(), *stride(gate_bias), *stride(up_bias),
+            eps, NORM=norm if norm in ("none", "offset") else "scale", ACT=act,
+            GATE_BIAS=gate_bias is not None, UP_BIAS=up_bias is not None,
+            PRECISION=input_precision, **launch_meta(tile),
         )  # fmt: skip
         tile = chosen.down
         # Whole steps of the K loop, so that only the last split is masked within its range.
@@ -309,13 +264,15 @@ def rms_norm_gated_mlp_decode(
         to = result if splits == 1 else x.new_empty((splits, rows, out), dtype=torch.float32)
         bias = down if down_bias is None else down_bias
         down_[(triton.cdiv(out, tile.block_n), splits)](
-            h, down, bias, to, rows, intermediate, out, *down.stride(), *_stride(down_bias), per_split,
-            BIAS=down_bias is not None and splits == 1, PRECISION=precision, **launch_meta(tile),
+            h, down, bias, added, to,
+            rows, intermediate, out, *down.stride(), *stride(down_bias), *added.stride(), per_split,
+            BIAS=down_bias is not None and splits == 1, RESIDUAL=residual is not None and splits == 1,
+            PRECISION=input_precision, **launch_meta(tile),
         )  # fmt: skip
         if splits > 1:
             reduce_[(triton.cdiv(rows * out, REDUCE_BLOCK),)](
-                to, bias, result, rows * out, out, *_stride(down_bias), splits,
-                BIAS=down_bias is not None, BLOCK=REDUCE_BLOCK,
+                to, bias, added, result, rows * out, out, *stride(down_bias), *added.stride(), splits,
+                BIAS=down_bias is not None, RESIDUAL=residual is not None, BLOCK=REDUCE_BLOCK,
             )  # fmt: skip
     return result
 
@@ -337,7 +294,7 @@ def op() -> Any:
 
 def _fake(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     gate: torch.Tensor,
     up: torch.Tensor,
     down: torch.Tensor,
@@ -347,30 +304,29 @@ def _fake(
     eps: float,
     norm: str,
     act: str,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    _, _, out = _check(x, weight, gate, up, down, gate_bias, up_bias, down_bias, norm, act)
+    _, _, out = _check(x, weight, gate, up, down, gate_bias, up_bias, down_bias, residual, norm, act)
     return x.new_empty((*x.shape[:-1], out))
 
 
 def _check(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     gate: torch.Tensor,
     up: torch.Tensor,
     down: torch.Tensor,
     gate_bias: torch.Tensor | None,
     up_bias: torch.Tensor | None,
     down_bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
     norm: str,
     act: str,
 ) -> tuple[int, int, int]:
     """(hidden, intermediate, out), once everything is known to be what the kernels assume."""
-    if norm not in NORMS:
-        raise ValueError(f"norm is {norm!r}, expected one of {', '.join(NORMS)}")
-    if act not in ACTS:
-        raise ValueError(f"act is {act!r}, expected one of {', '.join(ACTS)}")
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x is {x.dtype}, expected one of {', '.join(map(str, DTYPES))}")
+    check_choice("norm", norm, ("none",) if weight is None else NORMS)
+    check_choice("act", act, ACTS)
+    check_dtype("x", x)
     if x.dim() == 0 or gate.dim() != 2 or down.dim() != 2:
         dims = f"x {list(x.shape)}, gate {list(gate.shape)}, down {list(down.shape)}"
         raise ValueError(f"got {dims}, expected x [..., hidden], gate [intermediate, hidden], down [out, intermediate]")
@@ -382,61 +338,15 @@ def _check(
         raise ValueError(f"x has {x.shape[-1]} features, expected {hidden}, the columns of gate")
     if x.numel() > MAX_ROWS * hidden:
         raise ValueError(f"x has {x.numel() // hidden} rows, expected at most {MAX_ROWS}")
+    check_operand("weight", weight, (hidden,), x, same_dtype=False)
     for name, tensor, shape in (
-        ("weight", weight, (hidden,)),
         ("gate", gate, (intermediate, hidden)),
         ("up", up, (intermediate, hidden)),
         ("down", down, (out, intermediate)),
         ("gate_bias", gate_bias, (intermediate,)),
         ("up_bias", up_bias, (intermediate,)),
         ("down_bias", down_bias, (out,)),
+        ("residual", residual, (*x.shape[:-1], out)),
     ):
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, expected {x.device} as x")
-        if name == "weight" and tensor.dtype not in DTYPES:
-            raise ValueError(f"weight is {tensor.dtype}, expected one of {', '.join(map(str, DTYPES))}")
-        if name != "weight" and tensor.dtype != x.dtype:
-            raise ValueError(f"{name} is {tensor.dtype}, expected {x.dtype} as x")
+        check_operand(name, tensor, shape, x)
     return hidden, intermediate, out
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """``tl.dot``'s input precision. fp16's products are exact in TF32; AMD's fp32 matrix cores need no shortcut."""
-    if torch.version.hip is not None:
-        return "ieee"
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
-        return "ieee"
-    return "tf32"
-
-
-def launch_meta(tile: Tile) -> dict[str, int]:
-    """The tile as the kernels' keyword arguments."""
-    return {
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-        "BLOCK_K": tile.block_k,
-        "STAGES": tile.num_stages,
-        "num_warps": tile.num_warps,
-    }
-
-
-def _stride(bias: torch.Tensor | None) -> tuple[int, ...]:
-    return (0,) if bias is None else bias.stride()
-
-
-def _aligned(weight: torch.Tensor) -> bool:
-    """Whether Triton will read the weight 16 bytes at a time; it knows of sizes only that they are multiples of 16."""
-    whole = all(size % 16 == 0 for size in (weight.shape[1], weight.stride(0)))
-    return whole and weight.stride(1) == 1 and weight.storage_offset() * weight.element_size() % 16 == 0
-
-
-@functools.cache
-def _sm_count(device: torch.device) -> int:
-    """The card's SMs (compute units); an H200's where there is no card, as in the interpreter."""
-    if device.type == "cuda" and torch.cuda.is_available():
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 132

@@ -9,7 +9,8 @@ from typing import Any
 from triton.compiler import ASTSource
 
 from fxfuse.errors import PatternError, unknown
-from fxfuse.kernels.triton.compile_only import TARGETS, Resources, Target, compile_job
+from fxfuse.kernels.triton.compile_only import Resources, compile_job
+from fxfuse.kernels.triton.shipped import TARGETS, Target
 
 
 @dataclass(frozen=True)

@@ -1,103 +1,67 @@
-"""The decode kernel's numbers, in Triton's interpreter. Run by tests/kernels/test_norm_gated_mlp_decode.py."""
+"""The numbers of the gated MLP for few rows, in Triton's interpreter. Run by tests/kernels/test_interpreted.py."""
+
+from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-import triton
 
 from fxfuse.kernels.triton import norm_gated_mlp_decode as decode
+from tests.kernels.interpreted import contract
+from tests.kernels.interpreted.contract import (
+    ACTIVATIONS,
+    BF16,
+    EPS,
+    FP16,
+    FP32,
+    Random,
+    errors,
+    named,
+    normed,
+    poisoned,
+)
 
-if not triton.knobs.runtime.interpret:
-    pytest.fail("TRITON_INTERPRET must be set before triton is imported", pytrace=False)
-
-BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-FLOOR = {BF16: 1e-3, FP16: 1e-3, FP32: 1e-6}
-EPS = 1e-6
-ACTIVATIONS = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda g: F.gelu(g, approximate="tanh"),
-    "relu": F.relu,
-}
+__all__ = ["poisoned"]
 
 
 def operands(dtype, rows, hidden, intermediate, out, biases="", norm="early", seed=0, outliers=True, weight_dtype=None):
     """(x, weight, gate, up, down, gate_bias, up_bias, down_bias); ``biases`` names those that are there: g, u, d."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape, scale=1.0):
-        return torch.randn(*shape, generator=generator) * scale
-
-    x = normal(rows, hidden)
-    if outliers:
-        x[:, torch.randperm(hidden, generator=generator)[: max(1, hidden // 50)]] *= 100
-    weight = normal(hidden, scale=0.3) + (0.0 if norm == "offset" else 1.0)
+    random = Random(seed)
+    x = random.rows(rows, hidden, outliers)
+    weight = random.normal(hidden, scale=0.3) + (0.0 if norm == "offset" else 1.0)
     weights = (
-        normal(intermediate, hidden, scale=hidden**-0.5),
-        normal(intermediate, hidden, scale=hidden**-0.5),
-        normal(out, intermediate, scale=intermediate**-0.5),
+        random.normal(intermediate, hidden, scale=hidden**-0.5),
+        random.normal(intermediate, hidden, scale=hidden**-0.5),
+        random.normal(out, intermediate, scale=intermediate**-0.5),
     )
     sizes = {"g": intermediate, "u": intermediate, "d": out}
-    given = [normal(size) if name in biases else None for name, size in sizes.items()]
+    given = [random.normal(size) if name in biases else None for name, size in sizes.items()]
     tensors = [None if t is None else t.to(dtype) for t in (x, weight, *weights, *given)]
-    if weight_dtype is not None:
-        tensors[1] = weight.to(weight_dtype)
+    tensors[1] = None if norm == "none" else weight.to(weight_dtype or dtype)
     return tensors
 
 
-def eager(operands, norm, act):
+def eager(operands, norm, act, residual=None):
     """The model's own code, with its roundings."""
     x, weight, gate, up, down, gate_bias, up_bias, down_bias = operands
-    h = x.float() if x.dtype != torch.float64 else x
-    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + EPS)
-    if norm == "early":
-        h = weight * h.to(x.dtype)
-    elif norm == "late":
-        h = weight.to(h.dtype) * h
-    else:
-        h = h * (1.0 + weight.to(h.dtype))
-    h = h.to(x.dtype)
+    h = x if norm == "none" else normed(x, weight, norm).to(x.dtype)
     product = ACTIVATIONS[act](F.linear(h, gate, gate_bias)) * F.linear(h, up, up_bias)
-    return F.linear(product, down, down_bias)
+    y = F.linear(product, down, down_bias)
+    return y if residual is None else residual + y
 
 
-def errors(result, reference):
-    """(maximum, RMS) of the error, relative to the reference's."""
-    difference = result.double() - reference
-    return (
-        (difference.abs().max() / reference.abs().max()).item(),
-        (difference.square().mean().sqrt() / reference.square().mean().sqrt()).item(),
-    )
-
-
-def check(operands, norm, act):
-    """The contract of docs and design: at most twice eager's error plus a floor. Returns the fused result."""
-    x = operands[0]
-    reference = eager([None if t is None else t.double() for t in operands], norm, act)
-    result = decode.rms_norm_gated_mlp_decode(*operands, EPS, norm, act)
-    assert result.dtype == x.dtype
-    assert result.shape == reference.shape
-    assert result.is_contiguous()
-    assert result.isfinite().all()
-    bounds = [2 * e + FLOOR[x.dtype] for e in errors(eager(operands, norm, act), reference)]
-    for name, error, bound in zip(("maximum", "RMS"), errors(result, reference), bounds, strict=True):
-        assert error <= bound, f"{name} error {error:.2e}, at most {bound:.2e} (2x eager's + {FLOOR[x.dtype]})"
+def check(operands, norm, act, residual=None):
+    """The contract, on these operands. Returns the fused result."""
+    exact = eager([contract.wide(t) for t in operands], norm, act, contract.wide(residual))
+    result = decode.rms_norm_gated_mlp_decode(*operands, EPS, norm, act, residual)
+    contract.check(result, eager(operands, norm, act, residual), exact, operands[0].dtype)
     return result
-
-
-@pytest.fixture(autouse=True)
-def poisoned_allocations():
-    """torch fills every new allocation with NaN, so an element that no program writes fails ``check``."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
 def small_card(monkeypatch):
     """One SM: every weight has rows enough for the wide tiles."""
-    monkeypatch.setattr(decode, "_sm_count", lambda device: 1)
+    monkeypatch.setattr(decode, "sm_count", lambda device: 1)
 
 
 @pytest.fixture
@@ -110,24 +74,35 @@ def eager_to_split(monkeypatch):
 # Chosen so that each pair of dtype, norm, act, biases, rows and tile width occurs somewhere.
 CASES = [
     # dtype norm act biases rows hidden intermediate out wide
-    (BF16, "early", "silu", "", 1, 257, 131, 67, False),
+    (BF16, "early", "silu", "", 1, 257, 37, 23, False),
     (BF16, "late", "gelu", "gud", 7, 61, 97, 53, True),
     (BF16, "offset", "gelu_tanh", "gu", 16, 128, 64, 48, False),
     (BF16, "late", "relu", "d", 1, 300, 40, 70, True),
     (FP16, "early", "gelu_tanh", "gud", 1, 61, 97, 53, True),
     (FP16, "offset", "silu", "d", 7, 128, 64, 48, True),
-    (FP16, "late", "gelu", "", 16, 257, 131, 67, False),
+    (FP16, "late", "gelu", "", 16, 257, 37, 23, False),
     (FP16, "early", "relu", "gu", 3, 17, 37, 41, False),
     (FP32, "early", "gelu", "d", 16, 61, 97, 53, True),
-    (FP32, "late", "silu", "gu", 1, 257, 131, 67, True),
+    (FP32, "late", "silu", "gu", 1, 257, 67, 31, True),
     (FP32, "offset", "relu", "gud", 7, 131, 67, 31, False),
     (FP32, "offset", "gelu_tanh", "", 1, 300, 40, 70, False),
+    (BF16, "none", "silu", "gud", 1, 61, 23, 13, False),
+    (FP16, "none", "gelu", "", 5, 257, 67, 31, False),
+    (FP32, "none", "gelu_tanh", "u", 7, 61, 97, 53, True),
+    # From 17 rows on
+    (BF16, "early", "silu", "gud", 17, 131, 67, 53, True),
+    (BF16, "offset", "gelu", "", 64, 64, 96, 48, False),
+    (BF16, "none", "relu", "d", 37, 61, 40, 53, False),
+    (FP16, "late", "gelu_tanh", "u", 31, 61, 97, 53, False),
+    (FP16, "early", "silu", "", 64, 64, 96, 48, True),
+    (FP32, "early", "silu", "gu", 33, 61, 67, 53, True),
+    (FP32, "none", "relu", "", 32, 64, 48, 32, False),
 ]
 
 
 @pytest.mark.parametrize(
     ("dtype", "norm", "act", "biases", "rows", "hidden", "intermediate", "out", "wide"),
-    [pytest.param(*case, id="-".join(str(part).removeprefix("torch.") for part in case[:5])) for case in CASES],
+    named(CASES),
 )
 def test_error_contract(dtype, norm, act, biases, rows, hidden, intermediate, out, wide, request):
     if wide:
@@ -142,34 +117,40 @@ def test_norm_weight_of_another_dtype(norm, weight_dtype):
     check(operands(BF16, 4, 61, 37, 53, norm=norm, weight_dtype=weight_dtype), norm, "silu")
 
 
-@pytest.mark.parametrize("rows", [1, 5])
-@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize(("dtype", "rows"), [(BF16, 1), (FP32, 5), (FP16, 40)])
 def test_splits_of_the_down_projection(dtype, rows, eager_to_split):
-    given = operands(dtype, rows, 48, 700, 20, "d")
-    assert decode.config(rows, 48, 700, 20, dtype, 132, True, False).splits > 1
-    result = check(given, "early", "silu")
-    again = decode.rms_norm_gated_mlp_decode(*given, EPS, "early", "silu")
+    given, residual = operands(dtype, rows, 48, 500, 12, "d"), Random(9).normal(12, rows).t().to(dtype)
+    assert decode.config(rows, 48, 500, 12, dtype, 132, True, False).splits > 1
+    result = check(given, "early", "silu", residual)
+    again = decode.rms_norm_gated_mlp_decode(*given, EPS, "early", "silu", residual)
     assert torch.equal(result, again)
 
 
+@pytest.mark.parametrize(("dtype", "rows"), [(BF16, 5), (FP16, 1), (FP32, 40)])
+def test_a_residual_is_added_before_the_result_is_rounded(dtype, rows):
+    given, random = operands(dtype, rows, 61, 97, 53, "gud", norm="late"), Random(9)
+    check(given, "late", "gelu", random.normal(rows, 53).to(dtype))
+    check(given, "late", "gelu", random.normal(53, rows).t().to(dtype))
+    check(given, "late", "gelu", random.normal(53).to(dtype).expand(rows, 53))
+
+
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
-@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("rows", [1, 16, 33])
 def test_repeated_runs_are_bit_identical(dtype, rows):
     given = operands(dtype, rows, 61, 97, 53, "gud")
     first, second = (decode.rms_norm_gated_mlp_decode(*given, EPS, "late", "gelu") for _ in range(2))
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("rows", [1, 6, 20])
 def test_strides_and_alignment(rows):
     x, weight, gate, up, down, gate_bias, up_bias, down_bias = operands(BF16, rows, 64, 48, 32, "gud")
-    wider = torch.cat([down.new_full((32, 1), float("nan")), down, down.new_full((32, 2), float("nan"))], 1)
     strided = [
         x.t().contiguous().t(),
         weight.repeat_interleave(3)[::3],
         gate.t().contiguous().t(),
         torch.cat([up.new_full((1,), float("nan")), up.flatten()])[1:].view(48, 64),
-        wider[:, 1:49],
+        contract.skewed(down),
         gate_bias[:1].expand(48),
         up_bias.repeat_interleave(2)[::2],
         down_bias,
@@ -214,7 +195,7 @@ def test_fp16_keeps_its_range_before_the_norm_is_applied(rows):
 
 def test_fp32_uses_tf32_only_where_torch_says_so():
     given = operands(FP32, 4, 256, 64, 40, outliers=False)
-    reference = eager([None if t is None else t.double() for t in given], "early", "silu")
+    reference = eager([contract.wide(t) for t in given], "early", "silu")
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")

@@ -1,0 +1,61 @@
+"""Implementations of `rms_norm` and `add_rms_norm`: plain PyTorch, which the inner compiler fuses, and Triton."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fxfuse.kernels.common import TRITON, literal_eps
+from fxfuse.kernels.registry import kernel
+
+
+def normed(x: Any, weight: Any, eps: Any, norm: str | None) -> Any:
+    """RMSNorm of ``x`` [..., hidden] in fp32, rounded where the variant rounds; without a weight, rounded only."""
+    h = x.float()
+    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    if weight is None:
+        return h.to(x.dtype)
+    if norm == "early":
+        return weight * h.to(x.dtype)
+    if norm == "late":
+        return (weight * h).to(x.dtype)
+    return (h * (1.0 + weight.float())).to(x.dtype)
+
+
+@kernel("rms_norm", name="plain", backward="autograd", default=True)
+def plain_rms_norm(x: Any, weight: Any, *, eps: Any, norm: str | None) -> Any:
+    """The reference's operations in the reference's order."""
+    return normed(x, weight, eps, norm)
+
+
+@kernel("add_rms_norm", name="plain", backward="autograd", default=True)
+def plain_add_rms_norm(x: Any, residual: Any, weight: Any, *, eps: Any, norm: str) -> Any:
+    """The reference's operations in the reference's order."""
+    total = x + residual
+    return total, normed(total, weight, eps, norm)
+
+
+def _rms_norm_op() -> Any:
+    from fxfuse.kernels.triton.rms_norm import op  # imports Triton, so not before it is needed
+
+    return op()
+
+
+@kernel("rms_norm", name="triton", op=_rms_norm_op, when=literal_eps, **TRITON)
+def triton_rms_norm(x: Any, weight: Any, *, eps: float, norm: str | None) -> Any:
+    """One pass over each row (kernels/triton/rms_norm.py)."""
+    return _rms_norm_op()(x, weight, eps, "none" if norm is None else norm)
+
+
+def _add_rms_norm_op() -> Any:
+    from fxfuse.kernels.triton.rms_norm import add_op
+
+    return add_op()
+
+
+@kernel("add_rms_norm", name="triton", op=_add_rms_norm_op, when=literal_eps, **TRITON)
+def triton_add_rms_norm(x: Any, residual: Any, weight: Any, *, eps: float, norm: str) -> Any:
+    """The sum is formed, stored and normalised in one pass over each row (kernels/triton/rms_norm.py)."""
+    results = _add_rms_norm_op()(x, residual, weight, eps, norm)  # in a graph one node, which does not iterate
+    return results[0], results[1]

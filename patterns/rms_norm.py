@@ -1,0 +1,19 @@
+"""RMSNorm by itself: ``x / sqrt(mean(x^2) + eps)``, scaled or not, with its statistics in fp32.
+
+``norm`` says where the result is rounded and by what it is scaled (``norms.py``). The scale must be a parameter;
+without one (nanochat) the result is rounded only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fxfuse import Dim, Input, Param, Scalar, pattern
+from fxfuse_patterns import norms
+
+D = Dim("hidden")
+
+
+@pattern("rms_norm")
+def rms_norm(x: Any = Input(..., D), weight: Any = Param(D, optional=True), eps: Any = Scalar(float)) -> Any:
+    return norms.rms_norm(x, weight, eps)
