@@ -35,6 +35,9 @@ def explain_pattern(
     found = select(sites_of(view, pattern))
     if nodes is not None:
         found = [site for site in found if not nodes.isdisjoint(site.nodes)] or [_nearest(view, pattern, nodes)]
+    elif not found:  # one pattern was asked about, so a place that is far from it is an answer, too
+        place = place_around(view, pattern, view.everything())
+        found = [place] if place is not None else []
     sites = []
     for site in found:
         outcome = "matched" if site.reason is None else "missed"

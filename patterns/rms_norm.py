@@ -1,7 +1,6 @@
-"""RMSNorm by itself: ``x / sqrt(mean(x^2) + eps)``, scaled or not, with its statistics in fp32.
+"""RMSNorm by itself: ``weight * x / sqrt(mean(x^2) + eps)``, with its statistics in fp32.
 
-``norm`` says where the result is rounded and by what it is scaled (``norms.py``). The scale must be a parameter;
-without one (nanochat) the result is rounded only.
+``norm`` says where the result is rounded and by what it is scaled (``norms.py``). The scale must be a parameter.
 """
 
 from __future__ import annotations
@@ -15,5 +14,5 @@ D = Dim("hidden")
 
 
 @pattern("rms_norm")
-def rms_norm(x: Any = Input(..., D), weight: Any = Param(D, optional=True), eps: Any = Scalar(float)) -> Any:
+def rms_norm(x: Any = Input(..., D), weight: Any = Param(D), eps: Any = Scalar(float)) -> Any:
     return norms.rms_norm(x, weight, eps)

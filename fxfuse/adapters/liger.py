@@ -150,6 +150,8 @@ def _norm() -> Made:
     function, version = _function("liger_kernel.ops.rms_norm", "LigerRMSNormFunction", 6), _version()
 
     def run(x: Any, weight: Any, eps: float, offset: float, casting: str) -> Any:
+        if x.numel() == 0:
+            return x.clone()  # Liger launches a program for each row, and none is an error
         return function.apply(x, weight, eps, offset, casting, False)  # its backward may not write into what it gets
 
     schema = {"x": "Tensor", "weight": "Tensor", "eps": "float", "offset": "float", "casting": "str"}
@@ -167,7 +169,7 @@ def _gated_mlp() -> Made:
 
 def _product(act: str, function: Any, version: str) -> Callable[..., Any]:
     def run(gate: Any, up: Any) -> Any:
-        return function.apply(gate, up)
+        return function.apply(gate, up) if gate.numel() else gate * up
 
     schema = {"gate": "Tensor", "up": "Tensor"}
     return opaque(f"liger_{act}_mul", run, schema, key=(function, version), like="gate", differentiable=True)

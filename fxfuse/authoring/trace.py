@@ -5,6 +5,7 @@ No example tensors: shapes and dtypes seen while tracing are how other systems c
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import itertools
 import linecache
@@ -43,7 +44,7 @@ from fxfuse.authoring.terms import (
 )
 from fxfuse.errors import PatternError
 from fxfuse.view import DtypeOf, Leaf, LeafKind, Value, View
-from fxfuse.view.ops import REQUIRED, SPECS
+from fxfuse.view.ops import READS_METADATA_ONLY, REQUIRED, SPECS
 from fxfuse.view.rules.casts import PROMOTED
 
 MOST_OPTIONAL = 4
@@ -111,6 +112,22 @@ class Several:
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise _misused(next(a._name for a in args if isinstance(a, Several)))
+
+
+def _not_known(value: Value) -> str:
+    """Why a reference may not hold this operation, and what it may."""
+    if value.op == "getattr" or value.op in READS_METADATA_ONLY or value.op == "item":
+        what = f".{value.node.args[1]}" if value.op == "getattr" else f".{value.op}()"
+        return (
+            f"{what} of a traced value is not known while the reference is traced, and may differ from site to site. "
+            f"A reference computes with tensors, and with its Scalars; name sizes with Dim in Input and Param."
+        )
+    if value.op in SPECS:
+        params = ", ".join(f"{name}" if d is REQUIRED else f"{name}={d}" for name, d in SPECS[value.op].params)
+        return f"the canonical view does not know {value.op!r} as called here. It knows {value.op}({params})."
+    near = difflib.get_close_matches(value.op, SPECS, n=8, cutoff=0.4)
+    hint = f" The nearest that it knows: {', '.join(near)}." if near else ""
+    return f"the canonical view does not know {value.op!r}.{hint} It knows {len(SPECS)} ops: fxfuse/view/ops.py."
 
 
 def _misused(name: str) -> PatternError:
@@ -417,10 +434,7 @@ class _Terms:
                 f"pattern {self.name!r} at {line}: what many(...) returns can only be returned by the pattern."
             )
         if not value.known or value.op not in SPECS:
-            raise PatternError(
-                f"pattern {self.name!r} at {line}: the canonical view does not know {value.op!r} as called here. "
-                f"Known ops: {', '.join(sorted(SPECS))}."
-            )
+            raise PatternError(f"pattern {self.name!r} at {line}: {_not_known(value)}")
         spec = SPECS[value.op]
         args = {key: self.term(raw) for key, raw in value.args.items()}
         for key, default in spec.params:

@@ -10,12 +10,10 @@ from fxfuse.kernels.common import TRITON, literal_eps
 from fxfuse.kernels.registry import kernel
 
 
-def normed(x: Any, weight: Any, eps: Any, norm: str | None) -> Any:
-    """RMSNorm of ``x`` [..., hidden] in fp32, rounded where the variant rounds; without a weight, rounded only."""
+def normed(x: Any, weight: Any, eps: Any, norm: str) -> Any:
+    """RMSNorm of ``x`` [..., hidden] in fp32, rounded where the variant rounds."""
     h = x.float()
     h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
-    if weight is None:
-        return h.to(x.dtype)
     if norm == "early":
         return weight * h.to(x.dtype)
     if norm == "late":
@@ -24,7 +22,7 @@ def normed(x: Any, weight: Any, eps: Any, norm: str | None) -> Any:
 
 
 @kernel("rms_norm", name="plain", backward="autograd", default=True)
-def plain_rms_norm(x: Any, weight: Any, *, eps: Any, norm: str | None) -> Any:
+def plain_rms_norm(x: Any, weight: Any, *, eps: Any, norm: str) -> Any:
     """The reference's operations in the reference's order."""
     return normed(x, weight, eps, norm)
 
@@ -43,9 +41,9 @@ def _rms_norm_op() -> Any:
 
 
 @kernel("rms_norm", name="triton", op=_rms_norm_op, when=literal_eps, **TRITON)
-def triton_rms_norm(x: Any, weight: Any, *, eps: float, norm: str | None) -> Any:
+def triton_rms_norm(x: Any, weight: Any, *, eps: float, norm: str) -> Any:
     """One pass over each row (kernels/triton/rms_norm.py)."""
-    return _rms_norm_op()(x, weight, eps, "none" if norm is None else norm)
+    return _rms_norm_op()(x, weight, eps, norm)
 
 
 def _add_rms_norm_op() -> Any:

@@ -18,6 +18,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from fxfuse.fingerprint import fingerprint
 from fxfuse.kernels.lazy import Lazy
 from fxfuse.kernels.registry import Kernel
 
@@ -47,6 +48,7 @@ def _add_code(value: Any, files: dict[str, None], texts: dict[str, None]) -> Non
     if isinstance(value, types.MethodType):
         value = value.__func__
     if not isinstance(value, types.FunctionType | type):
+        texts[fingerprint(value)] = None  # an object that can be called, with what it holds
         value = type(value)
     try:
         text = inspect.getsource(value)

@@ -80,6 +80,11 @@ class View:
         self._read_all()
         return [value for value in self._found.get(op, ()) if not self._is_part_of_same(value)]
 
+    def everything(self) -> list[Value]:
+        """All values that the view knows by an op, in the order of their ops."""
+        self._read_all()
+        return [value for op in self._found for value in self.find(op)]
+
     def _is_part_of_same(self, value: Value) -> bool:
         """Whether only a value of this op reads this one, and stands for both: ``linear`` of flattened rows, say."""
         whole = self._wholes.get(value.node)

@@ -170,6 +170,24 @@ def test_gradients_are_eager_s_although_liger_writes_over_what_it_saved(pattern:
 
 
 @pytest.mark.usefixtures("liger")
+@pytest.mark.parametrize(("pattern", "body"), CASES)
+def test_no_rows_at_all(pattern: str, body: Any) -> None:
+    from_liger(pattern, device="cpu")
+    model, x = Net(body).requires_grad_(True), rows().requires_grad_(True)
+    backend = fxfuse.Backend(**options(pattern, inner="eager"))
+    compiled = torch.compile(model, backend=backend)
+    assert compiled(x).shape == model(x).shape
+    empty = torch.empty(0, 3, 8, requires_grad=True)
+    got = compiled(empty)
+    assert got.shape == model(empty).shape
+    got.sum().backward()
+    (site,) = fxfuse.reports()[-1].sites
+    assert (site.outcome, site.kernel) == ("rewritten", "liger"), site.reason
+    assert empty.grad is not None
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.usefixtures("liger")
 def test_nobody_gets_one_who_did_not_name_it() -> None:
     assert [p.name for p in from_liger(device="cpu")] == ["rms_norm", "gated_mlp", "rms_norm_gated_mlp"]
     report = fxfuse.explain(Net(plain), (rows(),))

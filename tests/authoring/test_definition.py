@@ -118,6 +118,14 @@ def orders_a_difference(x: Any = Input(..., D), y: Any = Input(..., D)) -> Any:
     return ordered(x - y)
 
 
+def scales_by_a_size(x: Any = Input(..., D)) -> Any:
+    return F.silu(x) * x.shape[-1]
+
+
+def reads_an_item(x: Any = Input(..., D)) -> Any:
+    return F.silu(x) * x.sum().item()
+
+
 def returns_none(x: Any = Input(..., D)) -> Any:
     F.silu(x)
 
@@ -137,7 +145,15 @@ def optional_weight_of_linear(x: Any = Input(..., D), weight: Any = Param(N, D, 
         (bare, r"pattern 'p': parameter 'x' has no capture as its default"),
         (nothing, r"pattern 'p' captures nothing"),
         (unused, r"pattern 'p' never uses its capture 'eps'; remove it or use it"),
-        (unknown_op, r"the canonical view does not know 'logcumsumexp' as called here\. Known ops: .*silu"),
+        (
+            unknown_op,
+            r"the canonical view does not know 'logcumsumexp'\. The nearest .*logsumexp.*\d+ ops",
+        ),
+        (
+            scales_by_a_size,
+            r"\.shape of a traced value is not known while the reference is traced.*Dim",
+        ),
+        (reads_an_item, r"\.item\(\) of a traced value is not known while the reference is traced"),
         (branches, r"a reference function may not branch or loop on a traced value .*; use one_of for alternatives"),
         (branches_on_a_size, r"may not branch or loop on a traced value"),
         (loops, r"may not branch or loop on a traced value"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from end_to_end.tiny import Tiny, batch
 from match import example_models as models
 from support import PATTERN, Net, capture, options, rows
@@ -104,3 +105,31 @@ def test_a_node_of_another_graph_raises(tiny: fx.GraphModule) -> None:
 def test_an_exported_program() -> None:
     program = torch.export.export(Tiny(layers=2), (batch(),))
     assert HEADLINE.explain(program).matched == {PATTERN: 2}
+
+
+D, N = fxfuse.Dim("hidden"), fxfuse.Dim("intermediate")
+
+
+def squares(x: Any = fxfuse.Input(..., D), up: Any = fxfuse.Param(N, D), down: Any = fxfuse.Param(D, N)) -> Any:
+    return F.linear(F.relu(F.linear(x, up)).square(), down)
+
+
+class Leaky(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(8, 16, bias=False), torch.nn.Linear(16, 8, bias=False)
+
+    def forward(self, x: Any) -> Any:
+        return self.down(F.leaky_relu(self.up(x)).square())
+
+
+def test_where_nothing_is_near_the_least_far_place_is_shown() -> None:
+    """One pattern was asked about, so nothing is no answer. Here nothing has the op that a search starts from."""
+    asked = fxfuse.pattern("squares")(squares)
+    torch._dynamo.reset()
+    gm, _ = capture(Leaky(), torch.randn(3, 8))
+    report = asked.explain(gm)
+    (site,) = report.sites
+    assert (site.outcome, site.code) == ("missed", "OP")
+    assert "expected relu, found leaky_relu" in str(report)
+    assert asked.explain(fx.symbolic_trace(lambda x: x + 1)).sites == ()

@@ -78,19 +78,24 @@ def config(
     sm_count: int,
     gate_up_aligned: bool = True,
     down_aligned: bool = True,
+    bare: bool = False,
 ) -> Config:
     """The tiles and splits for one shape; pure, so that tests and compiles can ask for any card.
 
     The down projection is split only where too few programs would each read a long row: one SM streams about twice its
-    fair share of the card, and the second launch has to be earned.
+    fair share of the card, and the second launch has to be earned. ``bare``: there is no norm; then the compiler spills
+    a register of the narrow tile for occupancy, and of the one for unaligned weights none.
     """
     tiles = tiles_for(rows, dtype)
+    gate_up = tiles.choose(intermediate, gate_up_aligned, sm_count)
+    if bare and gate_up is tiles.narrow:
+        gate_up = tiles.unaligned
     down = tiles.choose(out, down_aligned, sm_count)
     row_bytes = intermediate * dtype.itemsize
     splits = 1
     if down.block_n * row_bytes // 2 - out * row_bytes // sm_count > _LAUNCH_BYTES:
         splits = max(1, min(triton.cdiv(sm_count, triton.cdiv(out, down.block_n)), intermediate // _MIN_SPLIT))
-    return Config(tiles.choose(intermediate, gate_up_aligned, sm_count), down, splits)
+    return Config(gate_up, down, splits)
 
 
 @triton.jit
@@ -241,7 +246,7 @@ def rms_norm_gated_mlp_decode(
     else:
         gate_up_, down_, reduce_ = wrap_triton(gate_up_kernel), wrap_triton(down_kernel), wrap_triton(reduce_kernel)
     whole = aligned(gate) and aligned(up), aligned(down)
-    chosen = config(rows, hidden, intermediate, out, x.dtype, sm_count(x.device), *whole)
+    chosen = config(rows, hidden, intermediate, out, x.dtype, sm_count(x.device), *whole, weight is None)
     input_precision = precision(x.dtype)
     flat = x.reshape(-1, hidden)
     added = flat if residual is None else residual.reshape(-1, out)

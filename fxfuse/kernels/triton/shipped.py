@@ -137,12 +137,14 @@ def jobs(target: Target) -> Iterator[Job]:
                 if itemsize != dtype.itemsize:
                     continue
                 for tile in (tiles.wide, tiles.narrow):
-                    for case in ("plain", "full", "bare"):
+                    for case in ("plain", "full"):
                         yield _gate_up(target, dtype, tile, precision, case)
                     for case in ("plain", "full", "split"):
                         yield _down(target, dtype, tile, precision, case)
                     for case in ("plain", "full"):
                         yield _linears(target, dtype, tile, precision, case)
+                for tile in dict.fromkeys((tiles.wide, tiles.unaligned)):
+                    yield _gate_up(target, dtype, tile, precision, "bare")
                 for make in (_gate_up, _down, _linears):
                     yield make(target, dtype, tiles.unaligned, precision, "odd")
             yield from _prefill_jobs(target, dtype, precision)

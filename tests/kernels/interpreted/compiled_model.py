@@ -1,10 +1,12 @@
-"""The decode kernel inside whole compiled models, on a CPU through Triton's interpreter (see the other file here)."""
+"""The Triton kernels inside whole compiled models, on a CPU through the interpreter. Run by test_interpreted.py."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, GemmaConfig, LlamaConfig, PreTrainedConfig, Qwen2Config
 
 import fxfuse
 
@@ -19,6 +21,29 @@ CONFIGS = {
     "early silu, biased attention": Qwen2Config(**SIZES),
     "offset gelu_tanh": GemmaConfig(**SIZES, head_dim=12),
 }
+BY_ROWS = ["triton_decode", "triton_64_rows", "triton_prefill"]
+
+
+def check(config: PreTrainedConfig, dtype: torch.dtype, options: Mapping, rows: Mapping[int, Mapping]) -> None:
+    """Compile, and compare each call with eager and float64; ``rows``: count -> pattern -> (kernel, sites)."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().to(dtype)
+    exact = AutoModelForCausalLM.from_config(config).eval()
+    exact.load_state_dict(model.state_dict())
+    exact = exact.double()
+    fast = torch.compile(model, backend="fxfuse", options={"inner": "eager", "on_error": "raise", **options})
+    for count, expected in rows.items():
+        ids = torch.randint(0, 64, (1, count))
+        out = fast(ids, use_cache=False).logits.double()
+        report = fxfuse.reports()[-1]
+        placed = [(s.pattern, s.kernel) for s in report.sites if s.outcome == "rewritten"]
+        wanted = [(pattern, kernel) for pattern, (kernel, sites) in expected.items() for _ in range(sites)]
+        assert sorted(placed) == sorted(wanted), str(report)
+        want = exact(ids, use_cache=False).logits
+        eager = (model(ids, use_cache=False).logits.double() - want).norm() / want.norm()
+        floor = 1e-6 if dtype is torch.float32 else 1e-3
+        assert (out - want).norm() / want.norm() <= 2 * eager + floor
 
 
 CASES = [
@@ -31,23 +56,39 @@ CASES = [
 @pytest.mark.parametrize(("name", "dtype", "inner"), CASES)
 @torch.no_grad()
 def test_a_model_decodes_with_it(name: str, dtype: torch.dtype, inner: str) -> None:
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval().to(dtype)
-    exact = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
-    exact.load_state_dict(model.state_dict())
-    exact = exact.double()
-    options = {"inner": inner, "on_error": "raise", "kernels": {PATTERN: ["triton_decode", "plain"]}}
-    fast = torch.compile(model, backend="fxfuse", options=options)
-    for rows, kernel in ((6, "triton_decode"), (1, "triton_decode"), (40, "plain")):
-        ids = torch.randint(0, 64, (1, rows))
-        out = fast(ids, use_cache=False).logits.double()
-        assert {s.kernel for s in fxfuse.reports()[-1].sites} == {kernel}, str(fxfuse.reports()[-1])
-        assert fxfuse.reports()[-1].rewritten[PATTERN] == 2
-        want = exact(ids, use_cache=False).logits
-        eager = (model(ids, use_cache=False).logits.double() - want).norm() / want.norm()
-        floor = 1e-6 if dtype is torch.float32 else 1e-3
-        assert (out - want).norm() / want.norm() <= 2 * eager + floor
+    options = {"inner": inner, "kernels": {PATTERN: ["triton_decode", "plain"]}}
+    rows = {6: "triton_decode", 1: "triton_decode", 40: "plain"}
+    check(CONFIGS[name], dtype, options, {count: {PATTERN: (kernel, 2)} for count, kernel in rows.items()})
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("early silu with biases", torch.bfloat16), ("offset gelu_tanh", torch.float32)]
+)
+@torch.no_grad()
+def test_a_kernel_for_each_number_of_rows(name: str, dtype: torch.dtype) -> None:
+    rows = {3: BY_ROWS[0], 20: BY_ROWS[1], 70: BY_ROWS[2]}
+    options = {"kernels": {PATTERN: BY_ROWS}}
+    check(CONFIGS[name], dtype, options, {count: {PATTERN: (kernel, 2)} for count, kernel in rows.items()})
+
+
+@pytest.mark.parametrize("name", ["early silu, biased attention", "offset gelu_tanh"])
+@torch.no_grad()
+def test_norms_and_projections(name: str) -> None:
+    """Two layers: a norm for the projections of each, the MLP's norms with their adds, and the last one."""
+    patterns = ["rms_norm_qkv", "add_rms_norm", "gated_mlp"]
+    kernels = {"rms_norm_qkv": BY_ROWS[:2], "add_rms_norm": "triton", "gated_mlp": BY_ROWS[:2]}
+    options = {"patterns": patterns, "kernels": kernels}
+    few = {"rms_norm_qkv": ("triton_decode", 2), "add_rms_norm": ("triton", 3), "gated_mlp": ("triton_decode", 2)}
+    more = {name: (kernel.replace("decode", "64_rows"), sites) for name, (kernel, sites) in few.items()}
+    check(CONFIGS[name], torch.bfloat16, options, {3: few, 20: more})
+
+
+@torch.no_grad()
+def test_norms_alone() -> None:
+    """Gemma 2 has four norms a layer, and the last one."""
+    options = {"patterns": ["rms_norm"], "kernels": {"rms_norm": "triton"}}
+    config = Gemma2Config(**SIZES, head_dim=12)
+    check(config, torch.bfloat16, options, {5: {"rms_norm": ("triton", 9)}})
 
 
 @torch.no_grad()
