@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fxfuse.params import cast, refresh, restore, stack, transpose
     from fxfuse.passes import rewrite
     from fxfuse.report import Report, Site, reports
+    from fxfuse.tuning import tune
 
 _HOMES = {
     "fxfuse.authoring": (
@@ -49,6 +50,7 @@ _HOMES = {
     "fxfuse.inductor_pass": ("InductorPass",),
     "fxfuse.passes": ("rewrite",),
     "fxfuse.report": ("Report", "Site", "reports"),
+    "fxfuse.tuning": ("tune",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -84,6 +86,7 @@ __all__ = [
     "stack",
     "testing",
     "transpose",
+    "tune",
     "verify",
 ]
 

@@ -98,6 +98,7 @@ def test_the_wheel_carries_every_source_file(wheel):
         names = set(archive.namelist())
     wanted = {f"fxfuse/{name}" for name in sources(ROOT / "fxfuse")} | {"fxfuse/py.typed"}
     wanted |= {f"fxfuse_patterns/{name}" for name in sources(ROOT / "patterns")}
+    wanted |= {f"fxfuse/results/{path.name}" for path in (ROOT / "fxfuse" / "results").glob("*.json")}
     assert "fxfuse_patterns/rms_norm_gated_mlp.py" in wanted
     assert names - {name for name in names if ".dist-info/" in name} == wanted
 

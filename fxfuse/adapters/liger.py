@@ -66,11 +66,7 @@ def from_liger(
 
 
 def _fits(facts: SiteFacts) -> str | None:
-    if "eps" in facts.symbolic_scalars:
-        return "needs a literal eps; the site's is symbolic"
-    if "eps" in facts.present and "weight" not in facts.present:
-        return "needs a weight, which the site does not have"
-    return None
+    return "needs a literal eps; the site's is symbolic" if "eps" in facts.symbolic_scalars else None
 
 
 def _function(module: str, name: str, takes: int) -> Any:

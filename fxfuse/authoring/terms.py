@@ -212,9 +212,8 @@ class TermGraph:
         for output in self.outputs:
             if isinstance(output, ManyTerm):
                 own = output.own
-                found.update(
-                    (t, None) for t in self.order if t in output.shared and not own.isdisjoint(self.parents[t])
-                )
+                read = (t for t in self.order if t not in own and not own.isdisjoint(self.parents.get(t, ())))
+                found.update(dict.fromkeys(read))
             else:
                 found[output] = None
         return tuple(found)

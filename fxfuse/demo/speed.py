@@ -55,11 +55,14 @@ class Turns(Protocol):
     def answer(self) -> Iterator[tuple[Answer, int]]: ...
 
 
-def take_turns(arms: Sequence[Turns]) -> int:
-    """Let every arm begin an answer, round after round, each round with another one first; returns the rounds."""
+def take_turns(arms: Sequence[Turns], *, rounds: int = ROUNDS, enough: float = ENOUGH_SECONDS) -> int:
+    """Let every arm begin an answer, round after round, each round with another one first; returns the rounds.
+
+    After ``enough`` seconds, and three rounds, no further one begins.
+    """
     start = time.perf_counter()
-    for done in range(ROUNDS):
-        if done >= 3 and time.perf_counter() - start > ENOUGH_SECONDS:
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() - start > enough:
             return done
         first = done % len(arms)
         for arm in [*arms[first:], *arms[:first]]:
@@ -67,7 +70,7 @@ def take_turns(arms: Sequence[Turns]) -> int:
                 if len(answer.steps) > DECODE_STEPS:
                     break
             arm.speed.add(answer.steps)
-    return ROUNDS
+    return rounds
 
 
 def break_even(compile_seconds: float, compiled: Speed, eager: Speed) -> int | None:

@@ -190,3 +190,29 @@ def triton_64_rows_bare(
 ) -> Any:
     """17 to 64 rows: the same with wider tiles."""
     return _rows_op()(x, None, gate, up, down, gate_bias, up_bias, down_bias, 0.0, "none", act)
+
+
+def _prefill_op() -> Any:
+    from fxfuse.kernels.triton.gated_mlp_prefill import op
+
+    return op()
+
+
+MANY_ROWS: dict[str, Any] = {**SEPARATE, "op": _prefill_op, "rows": (65, 2**31 - 1)}
+
+
+@kernel(PATTERN, name="triton_prefill", when=literal_eps, **MANY_ROWS)
+def triton_prefill(
+    x: Any, weight: Any, gate: Any, up: Any, down: Any, gate_bias: Any, up_bias: Any, down_bias: Any,
+    *, eps: float, norm: str, act: str,
+) -> Any:  # fmt: skip
+    """From 65 rows on: norm, gate, up and activation around one persistent GEMM; the down projection is PyTorch's."""
+    return F.linear(_prefill_op()(x, weight, gate, up, gate_bias, up_bias, eps, norm, act), down, down_bias)
+
+
+@kernel(BARE, name="triton_prefill", **MANY_ROWS)
+def triton_prefill_bare(
+    x: Any, gate: Any, up: Any, down: Any, gate_bias: Any, up_bias: Any, down_bias: Any, *, act: str
+) -> Any:
+    """From 65 rows on: gate, up and activation around one persistent GEMM; the down projection is PyTorch's."""
+    return F.linear(_prefill_op()(x, None, gate, up, gate_bias, up_bias, 0.0, "none", act), down, down_bias)

@@ -14,7 +14,7 @@ from fxfuse.diagnosis.show import show_results
 from fxfuse.errors import OptionError
 from fxfuse.kernels import kernels_for
 from fxfuse.results import Entry, Results
-from fxfuse.tune import DTYPES, sizes
+from fxfuse.tune_command import DTYPES, sizes
 from fxfuse.tuning.run import tune_pattern
 from fxfuse.tuning.timing import Bench, TuningError
 

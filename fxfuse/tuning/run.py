@@ -57,7 +57,7 @@ def tune(
         CaptureError: Dynamo captured no graph.
         TuningError: a site cannot be measured honestly here.
     """
-    found = _sites(model, positional("tune", args), kwargs or {}, patterns, inner, mode)
+    found = sites_of(model, positional("tune", args), kwargs or {}, patterns, inner, mode)
     entries = []
     for number, one in enumerate(found.values(), start=1):
         if progress is not None:
@@ -70,7 +70,7 @@ def tune(
     return entries
 
 
-def _sites(
+def sites_of(
     model: Any,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -121,16 +121,21 @@ def tune_pattern(
         OptionError: an unknown pattern, choice, label, operand or dimension, or a dimension without a size.
     """
     chosen = library.lookup(pattern, "tune") if isinstance(pattern, str) else pattern
-    way = _way(chosen, dict(variant or {}), frozenset(operands))
+    way = way_of(chosen, dict(variant or {}), frozenset(operands))
     entries: list[Entry] = []
     for dtype in dtypes:
         for count in rows:
-            model, inputs = _model(Example(way, dtype, _sizing(way, sizes, count)), torch.device(device))
+            model, inputs = _model(Example(way, dtype, sizing_of(way, sizes, count)), torch.device(device))
             entries += tune(model, inputs, patterns=[chosen], **how)
     return entries
 
 
-def _way(pattern: Pattern, variant: dict[str, str], operands: frozenset[str]) -> Way:
+def way_of(pattern: Pattern, variant: dict[str, str], operands: frozenset[str]) -> Way:
+    """The pattern's form with these labels and optional operands.
+
+    Raises:
+        OptionError: it has no such choice, label, operand or form.
+    """
     for choice, label in variant.items():
         if choice not in pattern.choices:
             raise OptionError("tune: " + unknown(f"choice of {pattern.name}", choice, pattern.choices))
@@ -146,7 +151,12 @@ def _way(pattern: Pattern, variant: dict[str, str], operands: frozenset[str]) ->
     return found
 
 
-def _sizing(way: Way, sizes: Mapping[str, int], rows: int) -> Sizing:
+def sizing_of(way: Way, sizes: Mapping[str, int], rows: int) -> Sizing:
+    """A form's sizes, from those of its dimensions by name.
+
+    Raises:
+        OptionError: a dimension has no size.
+    """
     captures: Mapping[str, Any] = way.pattern.captures
     dims = dict.fromkeys(d for name in way.tensors for size in captures[name].dims for d in dims_in(size))
     lacking = sorted(d.name for d in dims if d.name not in sizes)

@@ -80,10 +80,11 @@ class Bench:
             first = turn % len(calls)
             for name in [*calls][first:] + [*calls][:first]:
                 taken[name].append(turns.take(name))
-        return {name: _arm(times) for name, times in taken.items()}
+        return {name: summary(times) for name, times in taken.items()}
 
 
-def _arm(times: list[float]) -> Arm:
+def summary(times: list[float]) -> Arm:
+    """Median and percentiles of seconds, in milliseconds."""
     ordered = sorted(times)
     p20, p80 = (ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in (0.2, 0.8))
     median, low, high = (round(t * 1e3, 6) for t in (statistics.median(ordered), p20, p80))

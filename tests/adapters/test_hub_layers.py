@@ -15,6 +15,7 @@ from fxfuse import PatternError
 from fxfuse.adapters import from_hub_layer
 from fxfuse.numerics.contract import within
 from tests.adapters import hub_layers
+from tests.adapters.tiny import IDS, tiny
 from tests.support import Net, mlp, rms, rows
 
 NORM = {"weight": "weight", "eps": "variance_epsilon"}
@@ -58,18 +59,13 @@ def test_a_norm_gives_what_eager_gives(layer: type, dtype: torch.dtype, eps: flo
 
 
 def test_one_declaration_serves_every_model() -> None:
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
     from_hub_layer(hub_layers.Norm, "rms_norm", NORM, variants=EARLY, like="x")
     for kind in ("Llama", "Qwen3", "Mistral"):
-        config = getattr(transformers, f"{kind}Config")(
-            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
-        )  # fmt: skip
-        model = getattr(transformers, f"{kind}ForCausalLM")(config).eval().requires_grad_(False)
-        ids = torch.arange(6).reshape(1, 6)
+        model = tiny(kind, num_hidden_layers=1)
         torch._dynamo.reset()
-        got = run(model, ids, pattern="rms_norm", kernel="Norm").logits
-        torch.testing.assert_close(got, model(ids).logits, rtol=1e-5, atol=1e-6)
+        got = run(model, *IDS, pattern="rms_norm", kernel="Norm").logits
+        torch.testing.assert_close(got, model(*IDS).logits, rtol=1e-5, atol=1e-6)
         assert fxfuse.reports()[-1].rewritten["rms_norm"] == (5 if kind == "Qwen3" else 3)
 
 
@@ -147,6 +143,12 @@ def test_a_layer_does_not_take_a_site_with_more_than_it_reads() -> None:
         torch.nn.functional.silu(x @ m.gate.t()) * (x @ m.up.t()), m.down, m.down_bias))  # fmt: skip
     with pytest.raises(fxfuse.OptionError, match="does not take down_bias, which the site has"):
         site(biased, rows(), pattern="gated_mlp", kernel="HardcodedMLP")
+    more = {**MLP, "down_bias": "down_proj.bias"}
+    alternatives = {"proj": {"separate"}, "act": {"silu"}}
+    from_hub_layer(hub_layers.HardcodedMLP, "gated_mlp", more, variants=alternatives, name="biased")
+    assert torch.allclose(run(biased, rows(), pattern="gated_mlp", kernel="biased"), biased(rows()), atol=1e-6)
+    with pytest.raises(fxfuse.OptionError, match="reads down_bias, which the site does not have"):
+        site(Net(mlp), rows(), pattern="gated_mlp", kernel="biased")
 
 
 @pytest.mark.parametrize(

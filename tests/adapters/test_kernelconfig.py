@@ -12,30 +12,17 @@ from torch import nn
 import fxfuse
 from fxfuse import OptionError, PatternError
 from fxfuse.adapters import from_kernelconfig
+from fxfuse.fingerprint import fingerprint
+from fxfuse.kernels import kernels_for
 from fxfuse.numerics.contract import within
 
 pytest.importorskip("transformers", minversion="5.13")
 
 from tests.adapters import pairs
+from tests.adapters.tiny import IDS, LAYERS, tiny
 
-IDS = (torch.arange(12).reshape(2, 6),)
 NORM, MLP = "model.layers.*.post_attention_layernorm", "model.layers.*.mlp"
 PAIR = (("RMSNorm", NORM), ("MLP", MLP))
-
-
-def tiny(kind: str = "Qwen3", dtype: torch.dtype = torch.float32, **more: Any) -> Any:
-    import transformers
-
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, **more,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval().requires_grad_(False).to(dtype)
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            parameter.copy_(torch.linspace(0.5, 1.5, parameter.shape[0]))
-    return model
 
 
 def explained(model: Any, regions: Any, **more: Any) -> Any:
@@ -59,7 +46,7 @@ def test_a_fused_pair_gives_what_eager_gives(opaque: bool | None, dtype: torch.d
     eager = model(*IDS).logits
     exact = copy.deepcopy(model).double()(*IDS).logits
     regions = from_kernelconfig({PAIR: pairs.RMSNormMLP}, model, opaque=opaque)
-    assert explained(model, regions).rewritten == {"RMSNormMLP": 2}
+    assert explained(model, regions).rewritten == {"RMSNormMLP": LAYERS}
     assert within(compiled(model, regions), eager, exact)
     (site, *_) = fxfuse.reports()[-1].sites
     assert (site.kernel, site.weights, site.extra_bytes) == ("RMSNormMLP", "share", 0)
@@ -74,7 +61,7 @@ def test_a_norm_by_its_class_replaces_every_norm(opaque: bool | None) -> None:
     names = ("q_norm", "k_norm", "input_layernorm", "post_attention_layernorm", "norm")
     assert [r.name for r in regions] == [f"CustomRMSNorm_{name}" for name in names]
     rewritten = explained(model, regions).rewritten
-    assert rewritten == {f"CustomRMSNorm_{name}": 1 if name == "norm" else 2 for name in names}
+    assert rewritten == {f"CustomRMSNorm_{name}": 1 if name == "norm" else LAYERS for name in names}
     torch.testing.assert_close(compiled(model, regions), eager, rtol=1e-5, atol=1e-6)
 
 
@@ -82,7 +69,7 @@ def test_the_same_pair_serves_another_family() -> None:
     model = tiny("Llama")
     regions = from_kernelconfig({PAIR: pairs.RMSNormMLP}, model)
     torch.testing.assert_close(compiled(model, regions), model(*IDS).logits, rtol=1e-5, atol=1e-6)
-    assert fxfuse.reports()[-1].rewritten == {"RMSNormMLP": 2}
+    assert fxfuse.reports()[-1].rewritten == {"RMSNormMLP": LAYERS}
 
 
 def test_a_kernel_config_itself_is_taken() -> None:
@@ -90,7 +77,7 @@ def test_a_kernel_config_itself_is_taken() -> None:
 
     config = KernelConfig({PAIR: pairs.RMSNormMLP})
     model = tiny()
-    assert explained(model, from_kernelconfig(config, model)).rewritten == {"RMSNormMLP": 2}
+    assert explained(model, from_kernelconfig(config, model)).rewritten == {"RMSNormMLP": LAYERS}
     assert list(config.kernel_mapping) == [PAIR], "it is left as it was"
 
 
@@ -126,7 +113,7 @@ def test_a_glob_that_names_one_layer_fuses_that_one() -> None:
     one = tuple((name, glob.replace("*", "1")) for name, glob in PAIR)
     report = explained(model, from_kernelconfig({one: pairs.RMSNormMLP}, model))
     assert [s.modules[1] for s in report.sites if s.outcome == "rewritten"] == ["model.layers.1.mlp"]
-    assert explained(model, from_kernelconfig({PAIR: pairs.RMSNormMLP}, model)).rewritten == {"RMSNormMLP": 2}
+    assert explained(model, from_kernelconfig({PAIR: pairs.RMSNormMLP}, model)).rewritten == {"RMSNormMLP": LAYERS}
 
 
 def test_nothing_is_patched() -> None:
@@ -138,7 +125,7 @@ def test_nothing_is_patched() -> None:
     from_kernelconfig({PAIR: pairs.RMSNormMLP}, model)  # a second time adds nothing to the first
     before = explained(model, regions).rewritten
     compiled(model, regions)
-    assert before == {"RMSNormMLP": 2}
+    assert before == {"RMSNormMLP": LAYERS}
     assert repr(model) == text
     assert {name: type(m) for name, m in model.named_modules()} == classes
     assert {k: id(p) for k, p in model.named_parameters()} == identities
@@ -164,8 +151,8 @@ def test_layers_that_differ_each_have_their_own() -> None:
     model = tiny()
     model.model.layers[1].post_attention_layernorm.variance_epsilon = 0.25
     regions = from_kernelconfig({PAIR: pairs.RMSNormMLP}, model)
-    assert [r.name for r in regions] == [f"RMSNormMLP_{i}_post_attention_layernorm" for i in range(2)]
-    assert sum(explained(model, regions).rewritten.values()) == 2
+    assert [r.name for r in regions] == [f"RMSNormMLP_{i}_post_attention_layernorm" for i in range(LAYERS)]
+    assert sum(explained(model, regions).rewritten.values()) == LAYERS
     torch.testing.assert_close(compiled(model, regions), model(*IDS).logits, rtol=1e-5, atol=1e-6)
 
 
@@ -174,7 +161,7 @@ def test_gradients_are_eager_s() -> None:
     twin = copy.deepcopy(model)
     regions = from_kernelconfig({PAIR: pairs.RMSNormMLP}, model, opaque=False)
     compiled(model, regions).square().sum().backward()
-    assert fxfuse.reports()[-1].rewritten == {"RMSNormMLP": 2}
+    assert fxfuse.reports()[-1].rewritten == {"RMSNormMLP": LAYERS}
     twin(*IDS).logits.square().sum().backward()
     for (name, mine), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
@@ -258,3 +245,17 @@ def test_a_layer_by_name_needs_the_package_that_loads_it() -> None:
         PatternError, match="a layer is a class, or a string such as 'org/repo:Name'; given 'RMSNormMLP'"
     ):
         from_kernelconfig({PAIR: "RMSNormMLP"}, tiny())
+
+
+def test_a_layer_that_changed_misses_the_cache() -> None:
+    def key(layer: type, model: Any, opaque: bool | None = None) -> str:
+        (one,) = from_kernelconfig({PAIR: layer}, model, opaque=opaque)
+        return fingerprint(list(kernels_for(one).values()))
+
+    model = tiny()
+    same = key(pairs.RMSNormMLP, model)
+    assert key(pairs.RMSNormMLP, tiny()) == same
+    assert key(pairs.RMSNormMLP, tiny(rms_norm_eps=0.1)) != same
+    assert key(pairs.RMSNormMLP, tiny(hidden_act="gelu")) != same
+    others = [key(layer, model) for layer in (pairs.OtherEps, pairs.UpFirst)] + [key(pairs.RMSNormMLP, model, False)]
+    assert len({same, *others}) == 4

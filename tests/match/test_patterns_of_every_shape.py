@@ -200,6 +200,39 @@ def test_siblings_below_a_shared_norm() -> None:
     ]
 
 
+def test_siblings_of_one_value_are_several_groups_where_a_number_or_a_choice_tells_them_apart() -> None:
+    @pattern("scaled_siblings")
+    def scaled_siblings(
+        x: Any = Input(..., D),
+        weight: Any = Param(D),
+        eps: Any = Scalar(float),
+        s: Any = Scalar(float),
+        ws: Any = Param(OUT, D, many=True),
+    ) -> Any:
+        h = keep(norm(x, weight, eps))
+        return many(lambda w: F.linear(h, w) * s, ws)
+
+    @pattern("activated_siblings")
+    def activated_siblings(x: Any = Input(..., D), ws: Any = Param(OUT, D, many=True)) -> Any:
+        def one(w: Any) -> Any:
+            y = F.linear(x, w)
+            return one_of("act", silu=lambda: F.silu(y), gelu=lambda: F.gelu(y))
+
+        return many(one, ws)
+
+    def scaled(m: Any, x: Any) -> Any:
+        h = rms(m, x)
+        return [F.linear(h, w) * s for w, s in zip((m.gate, m.up, m.router, m.gate), (2.0, 3.0, 3.0, 2.0), strict=True)]
+
+    def activated(m: Any, x: Any) -> Any:
+        acts = (F.silu, F.gelu, F.gelu, F.silu)
+        return [act(F.linear(x, w)) for w, act in zip((m.gate, m.up, m.router, m.gate), acts, strict=True)]
+
+    for asked, body in ((scaled_siblings, scaled), (activated_siblings, activated)):
+        groups = [s.match for s in sites(asked, body)]
+        assert [len(g.outputs) for g in groups if g is not None] == [2, 2]
+
+
 # --- values that others may read ------------------------------------------------------------------------------------
 
 

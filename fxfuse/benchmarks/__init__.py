@@ -1,0 +1,1 @@
+"""The benchmarks behind `fxfuse bench`: arms, cells, their figures as JSON, and the pages made of them."""

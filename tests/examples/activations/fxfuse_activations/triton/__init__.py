@@ -1,0 +1,1 @@
+"""Imported when a kernel runs, and never before."""
