@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 import fxfuse
-from fxfuse import check, demo, doctor, tune_command
+from fxfuse import bench, check, demo, doctor, tune_command
 
 # Each command is a module with SUMMARY, add_arguments(parser) and run(args) -> exit code. It imports torch in `run`,
 # so that help, version and Ctrl-C answer at once.
-COMMANDS = {"check": check, "demo": demo, "doctor": doctor, "tune": tune_command}
+COMMANDS = {"bench": bench, "check": check, "demo": demo, "doctor": doctor, "tune": tune_command}
 
 INTERRUPTED = 130  # what shells expect of a process ended by SIGINT
 

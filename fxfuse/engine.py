@@ -21,7 +21,7 @@ from fxfuse import paths, results
 from fxfuse.authoring import Pattern, Region
 from fxfuse.describe import site_record
 from fxfuse.errors import OptionError, first_line, warn_once
-from fxfuse.kernels import Kernel, SiteFacts, choose, facts_of, fastest, named, reference, why_none
+from fxfuse.kernels import Kernel, Loss, SiteFacts, choose, facts_of, fastest, named, reference, why_none
 from fxfuse.match import Failure, Found, Match, find_sites, select, sites_of
 from fxfuse.options import Options
 from fxfuse.params import Derived, NotShareable
@@ -287,8 +287,8 @@ class _Work:
             return Plan(
                 site, None, "", "", Failure("DISABLED", f"kernels={{{pattern.name!r}: 'off'}}", operand=match.root)
             )
-        facts = self._facts(match)
         placement = self.options.weights_for(pattern.name)
+        facts = self._facts(match, placement)
         if wished:
             kernel, why = named(pattern, wished, facts)
             if kernel is None:
@@ -314,13 +314,14 @@ class _Work:
             return Plan(site, None, "", "", Failure(*why_none(pattern, facts, why), operand=match.root))
         return self._place(site, kernel, why, placement, facts, in_body)
 
-    def _facts(self, match: Match) -> SiteFacts:
+    def _facts(self, match: Match, placement: str) -> SiteFacts:
+        """The facts; kernels are measured with their weights at hand, which says nothing of ``inline``."""
         return facts_of(
             match,
             ambient_grad=self.ambient_grad,
             examples=self.examples,
             inner=results.compiler(self.options.inner, self.options.mode),
-            results=self.results,
+            results=self.results if placement != "inline" else None,
         )
 
     def _place(self, site: Found, kernel: Kernel, why: str, placement: str, facts: SiteFacts, in_body: bool) -> Plan:
@@ -341,7 +342,11 @@ class _Work:
             return Plan(site, kernel, wanted, why)
         note = f"weights are not placed by {wanted!r}: {problem}"
         plain, other = choose(site.pattern, facts, derived=False)
+        if plain is None and site.pattern.name in self.options.named:
+            plain, other = fastest(site.pattern, facts, may_derive=False)
         asked = bool(self.options.kernels_named(site.pattern.name))
+        if isinstance(other, Loss) and not asked:
+            return Plan(site, None, "", "", Failure("COST", other, operand=site.seed), notes=(note,))
         if asked or plain is None:
             if wanted == "separate":
                 raise OptionError(f"kernels[{site.pattern.name!r}]={kernel.name!r} derives a weight, and {problem}.")

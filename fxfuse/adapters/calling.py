@@ -115,17 +115,11 @@ def layout_of(layer: type) -> type | None:
     return found if isinstance(found, type) else None
 
 
-def differentiability(layer: type, is_opaque: bool, backward: str | bool | None) -> str | None:
-    """What a kernel of this layer declares as its backward.
-
-    Args:
-        backward: what the caller asked for; True: what the layer itself says, where that needs no belief.
-    """
-    if backward is True:
-        return "autograd" if not is_opaque and getattr(layer, "has_backward", True) else None
-    if backward is False:
-        return None
-    return backward
+def differentiability(layer: type, blind: bool, backward: bool | str) -> str | None:
+    """What a kernel of this layer declares as its backward, for what the caller asked and the layer says."""
+    if isinstance(backward, str):
+        return backward
+    return "autograd" if backward and not blind and getattr(layer, "has_backward", True) else None
 
 
 def is_opaque(layer: type, asked: bool | None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from fxfuse.errors import PatternError
+from fxfuse.fingerprint import fingerprint
 
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _OWN_CALL = ("forward", "_compiled_call_impl", "_hf_hook", "_old_forward")
@@ -60,14 +62,14 @@ def state(module: nn.Module, identity: bool) -> Iterator[str]:
     """What decides how a module's forward computes, besides its tensors' values: one line for each thing.
 
     Args:
-        identity: tell other objects apart by identity; else only their types are told, equal in every process.
+        identity: tell objects that are no plain values apart by identity, which is quick; else by what they hold and
+            do, which is equal in every process.
     """
     for path, child in module.named_modules(remove_duplicate=False):
         yield f"{path}: {type(child).__module__}.{type(child).__qualname__}({child.extra_repr()})"
         for name, value in sorted(vars(child).items()):
-            if name.startswith("_") or name.endswith("_hooks"):
-                continue
-            yield f"{path}.{name} = {_told(value, identity)}"
+            if not name.startswith("_") and not name.endswith("_hooks"):
+                yield f"{path}.{name} = {_told(value, identity)}"
 
 
 def _told(value: Any, identity: bool) -> str:
@@ -79,8 +81,13 @@ def _told(value: Any, identity: bool) -> str:
         return f"partial{_told((value.func, value.args, *sorted(value.keywords.items())), identity)}"
     if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
         return f"method {value.__func__.__qualname__}"  # of a module, which is told by itself
+    if isinstance(value, nn.Module):  # held in a list, say, and so none of the module's children
+        return f"{type(value).__module__}.{value!r}" + (f" {id(value)}" if identity else "")
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        return f"tensor {value.dtype} {tuple(value.shape)}"
     kind = value if callable(value) and hasattr(value, "__qualname__") else type(value)
-    return f"{kind.__module__}.{kind.__qualname__}" + (f" {id(value)}" if identity else "")
+    what = str(id(value)) if identity else hashlib.sha256(fingerprint(value).encode()).hexdigest()
+    return f"{kind.__module__}.{kind.__qualname__} {what}"
 
 
 Become = Callable[[str, torch.Tensor], torch.Tensor | None]

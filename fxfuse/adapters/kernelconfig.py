@@ -35,7 +35,7 @@ def from_kernelconfig(
     init: Init | None = None,
     opaque: bool | None = None,
     like: str | None = None,
-    backward: bool = True,
+    backward: bool | str = True,
 ) -> tuple[Region, ...]:
     """Regions of ``model``, each with the kernel that a KernelConfig names for it.
 
@@ -53,8 +53,9 @@ def from_kernelconfig(
             ``can_torch_compile = True``.
         like: for an opaque layer whose forward cannot run on fake tensors: the operand (``"x"``) whose shape, dtype and
             device its result has.
-        backward: whether the layer may serve where a gradient is needed; then it is what autograd makes of its forward,
-            if that is not opaque and the layer does not say ``has_backward = False``.
+        backward: whether the layer may serve where a gradient is needed. By default where its forward is not opaque and
+            it does not say ``has_backward = False``. ``"autograd"``: an opaque one, too, whose forward autograd can
+            differentiate; it is run once more in the backward.
 
     Raises:
         PatternError: a glob or class that the model does not have, a layout that does not fit its modules' parameters,
@@ -87,7 +88,7 @@ def _laid_out(key: Any, layer: type, globs: Paths, model: nn.Module, init: Init 
     return found if len(told) > 1 else [(globs, found[0][1])]
 
 
-def _add(one: Region, layer: type, laid: LaidOut, opaque: bool | None, like: str | None, backward: bool) -> None:
+def _add(one: Region, layer: type, laid: LaidOut, opaque: bool | None, like: str | None, backward: bool | str) -> None:
     tensors: list[tuple[str, str]] = []
     derive: dict[str, Transform] = {}
     for path, source in laid.sources.items():
@@ -99,7 +100,7 @@ def _add(one: Region, layer: type, laid: LaidOut, opaque: bool | None, like: str
     call = LayerCall(layer, ("x",), tuple(tensors), (), laid.told(identity=False), lambda given: shell)
     blind = is_opaque(layer, opaque)
     declared = differentiability(layer, blind, backward)
-    function = hidden(call, {}, like, differentiable=False) if blind else call
+    function = hidden(call, {}, like, differentiable=declared is not None) if blind else call
     kernel(one, name=layer.__name__, derive=derive, backward=declared, default=True)(function)
 
 

@@ -40,6 +40,7 @@ from fxfuse.authoring.terms import (
     OpTerm,
     Term,
     TermGraph,
+    is_number,
     terms_in,
 )
 from fxfuse.errors import PatternError
@@ -114,6 +115,18 @@ class Several:
         raise _misused(next(a._name for a in args if isinstance(a, Several)))
 
 
+_NUMBER_FIRST = (
+    "torch.{op}(number, x) rounds the number to the dtype of x before it computes, in bf16 and fp16; the operator does "
+    "not, and is what models write. Write the operator."
+)
+
+
+def _takes_a_number_first(node: fx.Node, op: str, first: Any) -> bool:
+    """Whether ``torch.mul`` or ``torch.div`` is called with a number (or a Scalar) as its first operand."""
+    number = isinstance(first, int | float) or (isinstance(first, Term) and is_number(first))
+    return number and op in {"mul", "div"} and node.target in (torch.mul, torch.multiply, torch.div, torch.divide)
+
+
 def _not_known(value: Value) -> str:
     """Why a reference may not hold this operation, and what it may."""
     if value.op == "getattr" or value.op in READS_METADATA_ONLY or value.op == "item":
@@ -122,6 +135,8 @@ def _not_known(value: Value) -> str:
             f"{what} of a traced value is not known while the reference is traced, and may differ from site to site. "
             f"A reference computes with tensors, and with its Scalars; name sizes with Dim in Input and Param."
         )
+    if value.node.args and _takes_a_number_first(value.node, value.op, value.node.args[0]):
+        return _NUMBER_FIRST.format(op=value.op)
     if value.op in SPECS:
         params = ", ".join(f"{name}" if d is REQUIRED else f"{name}={d}" for name, d in SPECS[value.op].params)
         return f"the canonical view does not know {value.op!r} as called here. It knows {value.op}({params})."
@@ -443,6 +458,8 @@ class _Terms:
                     f"pattern {self.name!r} at {line}: {value.op} cannot do without its operand {key!r}, which is None "
                     f"where an optional capture is absent; ask `is not None` first, or write both forms with one_of."
                 )
+        if _takes_a_number_first(value.node, value.op, args.get("input")):
+            raise PatternError(f"pattern {self.name!r} at {line}: {_NUMBER_FIRST.format(op=value.op)}")
         commutative = spec.commutative and args.keys() <= {"input", "other"}  # x + alpha * y is not y + alpha * x
         result = value.dtype if PROMOTED in value.steps else None
         return OpTerm(line, value.op, args, commutative, spec.distinctive, wide, result)

@@ -24,8 +24,17 @@ LIMIT = 1800.0
 
 
 def measure(
-    suite: str, what: Mapping[str, Any], arms: Sequence[Arm], device: torch.device, *, prompt_tokens: int,
-    layers: int | None, vocabulary: int | None, progress: Progress, keep: Keep, had: Mapping[str, Any] | None = None,
+    suite: str,
+    what: Mapping[str, Any],
+    arms: Sequence[Arm],
+    device: torch.device,
+    *,
+    prompt_tokens: int,
+    layers: int | None,
+    vocabulary: int | None,
+    progress: Progress,
+    keep: Keep,
+    had: Mapping[str, Any] | None = None,
     limit: Callable[[], float | None] = lambda: None,
 ) -> None:
     """Give ``keep`` the figures of one model after each arm: seconds of compiling, or bytes.
@@ -37,11 +46,13 @@ def measure(
     names = COMPILE if suite == "compile" else MEMORY
     figures: dict[str, Any] = dict((had or {}).get("arms", {}))
     skipped: dict[str, str] = dict((had or {}).get("skipped", {}))
-    found = {"layers": layers, "vocabulary": vocabulary, "prompt": prompt_tokens, "arms": figures, "skipped": skipped}
+    found = {"vocabulary": vocabulary, "arms": figures, "skipped": skipped}
     for arm in arms:
         why = absent(arm, device.type)
         if why is not None:
             skipped[arm.name] = why
+            continue
+        if arm.name in figures or arm.name in skipped:
             continue
         seconds = limit()
         if seconds is not None and seconds <= 0:
@@ -49,7 +60,8 @@ def measure(
         progress(arm.name)
         task = {
             "arm": arm.name, "device": device.type, "layers": layers, "vocabulary": vocabulary,
-            "prompt": prompt_tokens, "threads": torch.get_num_threads() if device.type == "cpu" else None, **what,
+            "prompt": prompt_tokens, "threads": torch.get_num_threads() if device.type == "cpu" else None,
+            "model": what["model"], "dtype": what["dtype"],
         }  # fmt: skip
         try:
             done = _process(task, seconds)

@@ -5,6 +5,7 @@ Each is for the first form of its pattern (norm early, SiLU, no biases), made fr
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,6 +60,11 @@ class StackedProjections(nn.Module):
         return F.linear(_norm(x, self.weight), self.stacked).split(self.sizes, -1)
 
 
+def _liger() -> Any:
+    """Liger's functions, of a package that fxfuse does not need itself."""
+    return importlib.import_module("liger_kernel.transformers.functional")
+
+
 class LigerNorm(nn.Module):
     """Liger's RMSNorm."""
 
@@ -67,9 +73,7 @@ class LigerNorm(nn.Module):
         self.weight = _parameter(tensors["weight"])
 
     def forward(self, x: Tensor) -> Tensor:
-        from liger_kernel.transformers import functional as liger
-
-        return liger.liger_rms_norm(x, self.weight, EPS, 0.0, "llama", False)
+        return _liger().liger_rms_norm(x, self.weight, EPS, 0.0, "llama", False)
 
 
 class LigerMlp(nn.Module):
@@ -81,10 +85,8 @@ class LigerMlp(nn.Module):
         self.gate, self.up, self.down = (_parameter(tensors[name]) for name in ("gate", "up", "down"))
 
     def forward(self, x: Tensor) -> Tensor:
-        from liger_kernel.transformers import functional as liger
-
         h = self.norm(x)
-        return F.linear(liger.liger_swiglu(F.linear(h, self.gate), F.linear(h, self.up)), self.down)
+        return F.linear(_liger().liger_swiglu(F.linear(h, self.gate), F.linear(h, self.up)), self.down)
 
 
 Maker = Callable[[Tensors], nn.Module]

@@ -25,8 +25,15 @@ NEW_TOKENS = 24
 
 @torch.no_grad()
 def measure(
-    what: Mapping[str, Any], arms: Sequence[Arm], device: torch.device, *, prompt_tokens: int, seconds: float,
-    layers: int | None, vocabulary: int | None, progress: Progress,
+    what: Mapping[str, Any],
+    arms: Sequence[Arm],
+    device: torch.device,
+    *,
+    prompt_tokens: int,
+    seconds: float,
+    layers: int | None,
+    vocabulary: int | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """The figures of one model: of each arm its speeds, or why it has none. Compiles every arm's prefill, then decode.
 
@@ -61,6 +68,9 @@ def measure(
     tokens = {name: _tokens(run) for name, run in runs.items()}
     figures: dict[str, Any] = {}
     for name, run in runs.items():
+        if not run.speed.prefills or not run.speed.decodes:
+            skipped[name] = "compiled in every call"
+            continue
         prefill, decode = summary(run.speed.prefills), summary(run.speed.decodes)
         figures[name] = {
             "prefill_ms": prefill.ms, "prefill_p20": prefill.p20, "prefill_p80": prefill.p80,
@@ -73,8 +83,7 @@ def measure(
         if run.reports:
             figures[name]["ran"] = ran(run.reports)
     return {
-        "layers": model.config.num_hidden_layers, "vocabulary": model.config.vocab_size, "prompt": prompt_tokens,
-        "weight_bytes": weights, "arms": figures, "skipped": skipped,
+        "vocabulary": model.config.vocab_size, "weight_bytes": weights, "arms": figures, "skipped": skipped,
     }  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def _config_tiny(layers: int | None, vocabulary: int | None) -> Any:
     )  # fmt: skip
 
 
-_NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+_NO_TOKENS: dict[str, Any] = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 _CONFIGS: dict[str, Callable[[int | None, int | None], Any]] = {
     "0.6b": _config_06b,
     "8b": _config_8b,
@@ -81,7 +81,7 @@ def build(name: str, dtype: str, device: str, layers: int | None, vocabulary: in
     why = missing(name)
     if why is not None:
         raise BenchError(f"model {name}: {why}")
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     from fxfuse.demo.load import load, plain_model
 
@@ -90,8 +90,9 @@ def build(name: str, dtype: str, device: str, layers: int | None, vocabulary: in
         return load(None, kind, device).model
     config = _CONFIGS[name](layers, vocabulary)
     torch.manual_seed(0)
+    family: Any = getattr(transformers, type(config).__name__.replace("Config", "ForCausalLM"))
     with torch.device(device):
-        return plain_model(AutoModelForCausalLM._model_mapping[type(config)], config, kind).eval()
+        return plain_model(family, config, kind).eval()
 
 
 def prompt(model: Any, length: int) -> torch.Tensor:

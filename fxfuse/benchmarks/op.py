@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fxfuse
 from fxfuse import library
 from fxfuse.benchmarks import arms as known
-from fxfuse.benchmarks.arms import BASE, EAGER, KERNEL, Arm, absent, compiled
+from fxfuse.benchmarks.arms import EAGER, KERNEL, Arm, absent, compiled
 from fxfuse.benchmarks.by_hand import maker
 from fxfuse.benchmarks.sets import Subject, subject, tensors_in
 from fxfuse.benchmarks.shapes import DTYPES, WIDTHS, OpCell
@@ -43,7 +43,9 @@ class _Ready:
 
 
 @torch.no_grad()
-def measure(cell: OpCell, arms: Sequence[Arm], device: torch.device, bench: Bench, progress: Progress) -> dict[str, Any]:
+def measure(
+    cell: OpCell, arms: Sequence[Arm], device: torch.device, bench: Bench, progress: Progress
+) -> dict[str, Any]:
     """The figures of one cell: of each arm its times and errors, or why it has none.
 
     Raises:
@@ -198,7 +200,3 @@ def _errors(results: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[
 
 def _own(eager: Sequence[Tensor], exact: Sequence[Tensor] | None) -> Any:
     return _errors(eager, eager, exact if exact is not None else eager).eager
-
-
-BASELINES = (EAGER, BASE)
-"""Arms without which no ratio can be made; they are measured with whatever else is asked for."""

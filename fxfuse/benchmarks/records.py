@@ -19,6 +19,8 @@ SCHEMA = 1
 
 SUITES = ("op", "model", "compile", "memory")
 
+_PARTS = ("environment", "rates", "steps", "cells")
+
 _FIGURES = {
     "op": ("ms", "p20", "p80", "error_max", "error_rms"),
     "model": ("prefill_ms", "decode_ms", "prefill_tokens_s", "decode_tokens_s"),
@@ -36,12 +38,14 @@ class File:
         environment: what they hold for.
         rates: bytes copied, and floating-point operations of a matmul by dtype, per second.
         cells: figures by key (:func:`key`).
+        steps: what `fxfuse bench all` did besides, in words.
     """
 
     path: str
     environment: dict[str, Any]
     rates: dict[str, float] = field(default_factory=dict)
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    steps: dict[str, str] = field(default_factory=dict)
 
     def lacks(self, cell: str, arms: Iterable[str]) -> list[str]:
         """The arms that a cell has neither figures of nor a reason for."""
@@ -61,6 +65,7 @@ class File:
                 "schema": SCHEMA,
                 "environment": self.environment,
                 "rates": self.rates,
+                "steps": self.steps,
                 "cells": {name: self.cells[name] for name in sorted(self.cells)},
             },
             indent=1,
@@ -116,7 +121,7 @@ def load(path: str) -> File:
         raise BenchError(f"{path} cannot be read as a results file: {error}") from error
     for problem in problems(data):
         raise BenchError(f"{path} is no results file: {problem}.")
-    return File(path, data["environment"], data["rates"], data["cells"])
+    return File(path, data["environment"], data["rates"], data["cells"], data["steps"])
 
 
 def load_all(folder: str) -> list[File]:
@@ -136,7 +141,7 @@ def problems(data: Any) -> list[str]:
         return [f"it holds a {type(data).__name__}, not an object"]
     if data.get("schema") != SCHEMA:
         return [f"its schema is {data.get('schema')!r}, and {SCHEMA} is read"]
-    found = [f"{name} is missing" for name in ("environment", "rates", "cells") if not isinstance(data.get(name), dict)]
+    found = [f"{name} is missing" for name in _PARTS if not isinstance(data.get(name), dict)]
     if found:
         return found
     found += [f"rates: {name} is no number" for name, rate in data["rates"].items() if not _is_positive(rate)]

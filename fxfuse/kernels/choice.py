@@ -178,14 +178,20 @@ def _runs(made: Kernel, pattern: Pattern, facts: SiteFacts) -> bool:
         return False
 
 
-def fastest(pattern: Pattern, facts: SiteFacts) -> tuple[Kernel | None, str]:
-    """The kernel for a site of a pattern that was named, wherever one can run: as measured, else the narrowest."""
+def fastest(pattern: Pattern, facts: SiteFacts, *, may_derive: bool = True) -> tuple[Kernel | None, str]:
+    """The kernel for a site of a pattern that was named, wherever one can run: as measured, else the narrowest.
+
+    Args:
+        may_derive: whether one that derives weights will do.
+    """
     found = measured(pattern, facts)
     for arm, made in found.arms if found is not None else ():
-        if made is not None and found is not None and _runs(made, pattern, facts):
+        if made is None or found is None or (made.derive and not may_derive):
+            continue
+        if _runs(made, pattern, facts):
             return made, f"the pattern was named, and this is the fastest kernel that can run: {found.words(arm)}"
     for made, problem in candidates(pattern, facts):
-        if problem is None and made.unloadable is None:
+        if problem is None and made.unloadable is None and (may_derive or not made.derive):
             return made, "the pattern was named, and this is the narrowest kernel that can run"
     return None, ""
 

@@ -26,7 +26,7 @@ class SiteFacts:
     Attributes:
         rows: the product of the leading sizes of the input.
         sizes: the pattern's dimensions by name; widths: the first sizes of each of the siblings, by ``many`` capture.
-        present: the operands that the site has.
+        present: the operands that the site has; partial: those ``many`` ones that some of its siblings lack.
         operands: the example values (fake tensors) of those that are tensors, by name; of a ``many`` capture several.
         addresses: where the live ones among the weights are stored, in the same order.
         capability, shared_memory: the device's compute capability, and bytes of shared memory for one block.
@@ -43,6 +43,7 @@ class SiteFacts:
     present: frozenset[str]
     symbolic_scalars: frozenset[str]
     needs_grad: bool
+    partial: frozenset[str] = frozenset()
     sizes: Mapping[str, int | torch.SymInt] = field(default_factory=dict)
     widths: Mapping[str, tuple[int | torch.SymInt, ...]] = field(default_factory=dict)
     operands: Mapping[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
@@ -113,6 +114,7 @@ def facts_of(
         rows=rows,
         variant=match.variant,
         present=frozenset(name for name, v in match.captures.items() if v is not None),
+        partial=frozenset(name for name, v in match.captures.items() if isinstance(v, tuple) and None in v),
         symbolic_scalars=frozenset(
             name for name, capture in captures.items() if is_scalar(capture) and isinstance(match.captures[name], Value)
         ),

@@ -1,4 +1,7 @@
-"""Implementations of `rms_norm_gated_mlp` and `gated_mlp`: plain PyTorch, which the inner compiler fuses, and Triton.
+"""Implementations of the gated MLP's patterns: plain PyTorch, which the inner compiler fuses, and Triton.
+
+`rms_norm_gated_mlp`, the same with the residual add behind it, and `gated_mlp`, which has no norm, differ by what
+stands around one body, so most kernels are three functions of a line.
 
 ``plain`` reads the parameters as they are. On a CPU without bf16 instructions oneDNN's bf16 GEMM is several times
 slower than fp32's (docs/architecture.md, "Kernels"), so there the projections are computed in fp32, straight from the
@@ -15,12 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from fxfuse.compat import cpu_multiplies_bf16, size_hint
-from fxfuse.kernels.common import TRITON, literal_eps
+from fxfuse.kernels.common import TRITON
 from fxfuse.kernels.norms import normed
 from fxfuse.kernels.registry import SiteFacts, kernel
 from fxfuse.params import stack
 
 PATTERN = "rms_norm_gated_mlp"
+WITH_ADD = "rms_norm_gated_mlp_add"
 BARE = "gated_mlp"
 LOW = (torch.bfloat16, torch.float16)
 GEMM_ROWS = 32
@@ -61,6 +65,17 @@ def plain(
     """Bit-equal to eager where eager is deterministic."""
     h = normed(x, weight, eps, norm)
     return gated(h, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
+
+
+@kernel(WITH_ADD, name="plain", backward="autograd", default=True)
+def plain_with_add(
+    x: Any, residual: Any, weight: Any, gate: Any, up: Any, gate_up: Any, down: Any,
+    gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any,
+    *, eps: Any, norm: str, proj: str, act: str,
+) -> Any:  # fmt: skip
+    """Bit-equal to eager where eager is deterministic."""
+    h = normed(x, weight, eps, norm)
+    return residual + gated(h, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
 
 
 @kernel(BARE, name="plain", backward="autograd", default=True)
@@ -158,7 +173,7 @@ def _rows_op() -> Any:
 SEPARATE: dict[str, Any] = {**TRITON, "op": _rows_op, "variants": {"proj": {"separate"}}}
 
 
-@kernel(PATTERN, name="triton_decode", rows=(0, 16), when=literal_eps, **SEPARATE)
+@kernel(PATTERN, name="triton_decode", rows=(0, 16), **SEPARATE)
 def triton_decode(
     x: Any, weight: Any, gate: Any, up: Any, down: Any, gate_bias: Any, up_bias: Any, down_bias: Any,
     *, eps: float, norm: str, act: str,
@@ -167,13 +182,31 @@ def triton_decode(
     return _rows_op()(x, weight, gate, up, down, gate_bias, up_bias, down_bias, eps, norm, act)
 
 
-@kernel(PATTERN, name="triton_64_rows", rows=(17, 64), when=literal_eps, **SEPARATE)
+@kernel(PATTERN, name="triton_64_rows", rows=(17, 64), **SEPARATE)
 def triton_64_rows(
     x: Any, weight: Any, gate: Any, up: Any, down: Any, gate_bias: Any, up_bias: Any, down_bias: Any,
     *, eps: float, norm: str, act: str,
 ) -> Any:  # fmt: skip
     """17 to 64 rows: the same with wider tiles."""
     return _rows_op()(x, weight, gate, up, down, gate_bias, up_bias, down_bias, eps, norm, act)
+
+
+@kernel(WITH_ADD, name="triton_decode", rows=(0, 16), **SEPARATE)
+def triton_decode_with_add(
+    x: Any, residual: Any, weight: Any, gate: Any, up: Any, down: Any, gate_bias: Any, up_bias: Any, down_bias: Any,
+    *, eps: float, norm: str, act: str,
+) -> Any:  # fmt: skip
+    """At most 16 rows: the residual is added where the down projection, or its reduction, ends."""
+    return _rows_op()(x, weight, gate, up, down, gate_bias, up_bias, down_bias, eps, norm, act, residual)
+
+
+@kernel(WITH_ADD, name="triton_64_rows", rows=(17, 64), **SEPARATE)
+def triton_64_rows_with_add(
+    x: Any, residual: Any, weight: Any, gate: Any, up: Any, down: Any, gate_bias: Any, up_bias: Any, down_bias: Any,
+    *, eps: float, norm: str, act: str,
+) -> Any:  # fmt: skip
+    """17 to 64 rows: the same with wider tiles."""
+    return _rows_op()(x, weight, gate, up, down, gate_bias, up_bias, down_bias, eps, norm, act, residual)
 
 
 @kernel(BARE, name="triton_decode", rows=(0, 16), **SEPARATE)
@@ -201,7 +234,7 @@ def _prefill_op() -> Any:
 MANY_ROWS: dict[str, Any] = {**SEPARATE, "op": _prefill_op, "rows": (65, 2**31 - 1)}
 
 
-@kernel(PATTERN, name="triton_prefill", when=literal_eps, **MANY_ROWS)
+@kernel(PATTERN, name="triton_prefill", **MANY_ROWS)
 def triton_prefill(
     x: Any, weight: Any, gate: Any, up: Any, down: Any, gate_bias: Any, up_bias: Any, down_bias: Any,
     *, eps: float, norm: str, act: str,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fxfuse.kernels.common import TRITON, literal_eps
+from fxfuse.kernels.common import TRITON
 from fxfuse.kernels.registry import kernel
 
 
@@ -40,7 +40,7 @@ def _rms_norm_op() -> Any:
     return op()
 
 
-@kernel("rms_norm", name="triton", op=_rms_norm_op, when=literal_eps, **TRITON)
+@kernel("rms_norm", name="triton", op=_rms_norm_op, **TRITON)
 def triton_rms_norm(x: Any, weight: Any, *, eps: float, norm: str) -> Any:
     """One pass over each row (kernels/triton/rms_norm.py)."""
     return _rms_norm_op()(x, weight, eps, norm)
@@ -52,7 +52,7 @@ def _add_rms_norm_op() -> Any:
     return add_op()
 
 
-@kernel("add_rms_norm", name="triton", op=_add_rms_norm_op, when=literal_eps, **TRITON)
+@kernel("add_rms_norm", name="triton", op=_add_rms_norm_op, **TRITON)
 def triton_add_rms_norm(x: Any, residual: Any, weight: Any, *, eps: float, norm: str) -> Any:
     """The sum is formed, stored and normalised in one pass over each row (kernels/triton/rms_norm.py)."""
     results = _add_rms_norm_op()(x, residual, weight, eps, norm)  # in a graph one node, which does not iterate

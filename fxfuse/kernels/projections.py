@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from fxfuse.kernels.common import TRITON, literal_eps
+from fxfuse.kernels.common import TRITON
 from fxfuse.kernels.norms import normed
 from fxfuse.kernels.registry import kernel
 from fxfuse.params import stack
@@ -51,13 +51,13 @@ def _decode_op() -> Any:
     return op()
 
 
-@kernel(PATTERN, name="triton_decode", op=_decode_op, rows=(0, 16), when=literal_eps, **TRITON)
+@kernel(PATTERN, name="triton_decode", op=_decode_op, rows=(0, 16), **TRITON)
 def triton_decode(x: Any, weight: Any, projections: Any, biases: Any, *, eps: float, norm: str) -> Any:
     """At most 16 rows: one launch, each weight read once, as it is (kernels/triton/)."""
     return _launch(x, weight, projections, biases, eps, norm)
 
 
-@kernel(PATTERN, name="triton_64_rows", op=_decode_op, rows=(17, 64), when=literal_eps, **TRITON)
+@kernel(PATTERN, name="triton_64_rows", op=_decode_op, rows=(17, 64), **TRITON)
 def triton_64_rows(x: Any, weight: Any, projections: Any, biases: Any, *, eps: float, norm: str) -> Any:
     """17 to 64 rows: the same with wider tiles."""
     return _launch(x, weight, projections, biases, eps, norm)

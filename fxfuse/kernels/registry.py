@@ -96,6 +96,9 @@ class Kernel:
         missing = [s for _, t in self.derive for s in t.sources if s not in facts.present]
         if missing:
             return f"derives a weight from {missing[0]}, which the site does not have"
+        partial = [s for _, t in self.derive for s in t.sources if s in facts.partial]
+        if partial:
+            return f"derives a weight from {partial[0]}, which some of the site's siblings lack"
         if facts.needs_grad and self.backward is None:
             return "has no backward, and the site needs one"
         return self.requires.unmet(facts, guard=guard, taken=facts.present.intersection(self.parameters))

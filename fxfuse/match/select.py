@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from torch import fx
+
 from fxfuse.match.finding import Found
 from fxfuse.match.reasons import Failure
 
@@ -14,9 +16,10 @@ EXACT = 24
 def select(found: Sequence[Found]) -> list[Found]:
     """Mark the losers among overlapping matches with OVERLAP, naming the winner; the order is kept.
 
-    Two sites overlap where both would take away one node. Of each tangle of overlapping sites those are kept that
-    cover the most nodes together, those of higher priority first; of equal totals, the one with the earliest sites.
-    A match whose nodes winners of its own pattern cover altogether is another reading of the same place, and left out.
+    Two sites overlap where both would take away one node, or one of them what the other reads. Of each tangle of
+    overlapping sites those are kept that cover the most nodes together, those of higher priority first; of equal
+    totals, the one with the earliest sites. A match whose nodes winners of its own pattern cover altogether is another
+    reading of the same place, and left out.
     """
     matches = [f for f in found if f.match is not None and f.reason is None]
     rivals = _rivals(matches)
@@ -30,14 +33,14 @@ def select(found: Sequence[Found]) -> list[Found]:
     for i, site in enumerate(matches):
         if i in winners:
             continue
-        over = {id(taken[n]): taken[n] for n in _owned(site) if n in taken}
         if all(n in taken and taken[n].pattern is site.pattern for n in _owned(site)):
             dropped.add(id(site))
             continue
-        winner = next(iter(over.values()))
+        winner = matches[min(rivals[i] & winners)]
         assert winner.match is not None
         where = f"{winner.pattern.name} at {winner.match.root.node.name}"
-        what = f"{where} took {len(winner.nodes)} nodes, some of them this site's"
+        whose = "this site's" if any(n in taken for n in _owned(site)) else "what this site reads"
+        what = f"{where} took {len(winner.nodes)} nodes, some of them {whose}"
         site.reason = Failure("OVERLAP", what, operand=site.seed)
     return [f for f in found if id(f) not in dropped]
 
@@ -48,7 +51,7 @@ def _owned(site: Found) -> Iterable[object]:
 
 
 def _rivals(matches: Sequence[Found]) -> list[set[int]]:
-    """For each match, those that would take away a node of its own."""
+    """For each match, those that would take away a node of its own, or one that it reads and they do not give."""
     owners: dict[object, list[int]] = {}
     for i, site in enumerate(matches):
         for node in _owned(site):
@@ -57,7 +60,23 @@ def _rivals(matches: Sequence[Found]) -> list[set[int]]:
     for sharing in owners.values():
         for i in sharing:
             rivals[i].update(j for j in sharing if j != i)
+    for i, site in enumerate(matches):
+        for node in _read(site):
+            for j in owners.get(node, ()):
+                if j != i and not _gives(matches[j], node):
+                    rivals[i].add(j)
+                    rivals[j].add(i)
     return rivals
+
+
+def _read(site: Found) -> Iterable[fx.Node]:
+    assert site.match is not None
+    return [value.node for value in site.match.captured_values()]
+
+
+def _gives(site: Found, node: fx.Node) -> bool:
+    assert site.match is not None
+    return any(node in (value.node, *value.twins) for value in site.match.outputs)
 
 
 def _tangles(matches: Sequence[Found], rivals: Sequence[set[int]]) -> list[list[int]]:

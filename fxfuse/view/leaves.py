@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -128,7 +128,8 @@ def _members(source: Any) -> list[str]:
     members: list[str] = []
     at = source
     while at is not None:
-        word = _word_of(type(at))
+        kind: Hashable = type(at)
+        word = _word_of(kind)
         if word:
             members.append(str(getattr(at, word)))
         elif not _CONTAINERS.intersection(members):

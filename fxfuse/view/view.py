@@ -18,12 +18,16 @@ from fxfuse.safeguards import safeguard
 from fxfuse.view import ops, rules
 from fxfuse.view.effects import Effects
 from fxfuse.view.leaves import Leaf, LeafKind, classify
+from fxfuse.view.numbers import rounds_its_number
 from fxfuse.view.values import DtypeOf, SymbolicMeta, Value
 
 SAME_LATER = safeguard("same_later", "a copy taken for its original, though one of them is written afterwards")
 READS_STAY = safeguard("reads_stay", "an op of several nodes that would read an operand after a write to it")
 UNWRITTEN_TWIN = safeguard("unwritten_twin", "two casts of one tensor taken for one, though it is written in between")
 
+APART = safeguard("apart", "two casts that the graph returns, each in memory of its own, taken for one")
+
+_NUMBER_FIRST = {"mul", "div"}
 _ADDS_A_DIMENSION = {"unsqueeze", "stack"}  # whose ``dim`` counts the result's dimensions
 _METAS = (torch.Tensor, SymbolicMeta)
 _ANY_DTYPE = {"linear", "part", "getitem"}
@@ -141,6 +145,8 @@ class View:
         first = self._casts.setdefault((id(source), value.args["dtype"]), value)
         if first is value:
             return False
+        if not APART(not (_may_be_returned(value.node) and any(map(_may_be_returned, (first.node, *first.twins))))):
+            return False
         first.twins.append(value.node)
         self._values[value.node] = first
         return True
@@ -229,12 +235,21 @@ class View:
         args = ops.bind(spec, node.args, node.kwargs)
         if args is None:
             return Value(name, _Untold(), node, known=False, meta=meta)
+        if name in _NUMBER_FIRST and self._rounds_its_number(node, name, args["input"], meta):
+            return Value(name, _Untold(), node, known=False, meta=meta)
         value = Value(name, args, node, meta=meta)
         if self.symbolic:
             value.meta = SymbolicMeta(self._symbolic_dtype(value))
         if spec.has_dim and ("dim" in args or type(spec.defaults.get("dim")) is int):
             args["dim"] = self.dimension(value)
         return value
+
+    def _rounds_its_number(self, node: fx.Node, op: str, first: Any, meta: Any) -> bool:
+        if isinstance(first, fx.Node):
+            if self.symbolic or self.meta(first) is not None:  # of a pattern's Scalar its author is told
+                return False
+            first = None
+        return rounds_its_number(node, op, first, getattr(meta, "dtype", None))
 
     def _leaf(self, node: fx.Node) -> Value:
         position = self.positions.get(node)
@@ -339,6 +354,15 @@ def operands_in(raw: Any) -> list[Any]:
         elif kind is tuple:
             found += operands_in(one)
     return found
+
+
+def _may_be_returned(node: fx.Node) -> bool:
+    """Whether the graph returns this node or a view of it."""
+    for user in node.users:
+        spec = ops.spec_of(user)
+        if user.op == "output" or ((spec is None or spec.alias) and _may_be_returned(user)):
+            return True
+    return False
 
 
 def _nodes_of(value: Value) -> Iterator[fx.Node]:

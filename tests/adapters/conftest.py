@@ -1,4 +1,4 @@
-"""Kernels that a test registers for a pattern of the library are gone after it."""
+"""Kernels that a test adapts for a pattern of the library are gone after it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from fxfuse.engine import is_foreign
 from fxfuse.kernels import registry
 
 
 @pytest.fixture(autouse=True)
-def registered_for_the_test_only() -> Iterator[None]:
-    before = {name: list(known) for name, known in registry._REGISTRY.items()}
+def adapted_for_the_test_only() -> Iterator[None]:
     yield
-    for name, known in registry._REGISTRY.items():
-        known[:] = before.get(name, [])
+    for known in registry._REGISTRY.values():
+        known[:] = [kernel for kernel in known if not is_foreign(kernel)]

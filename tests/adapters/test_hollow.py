@@ -83,6 +83,30 @@ def test_what_is_told_of_a_module() -> None:
         assert told(a) != told(b)
 
 
+class Settings:
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+
+@pytest.mark.parametrize("identity", [True, False])
+def test_an_object_that_a_module_holds_is_told_apart(identity: bool) -> None:
+    """Else one op would serve two layers that compute different things."""
+
+    def told(value: Any) -> list[str]:
+        one = nn.Module()
+        one.settings = value
+        return list(state(one, identity))
+
+    same = Settings(1.0)
+    assert told(same) == told(same)
+    assert told(same) != told(Settings(2.0))
+    assert (told(same) == told(Settings(1.0))) is not identity
+    assert told(torch.relu) != told(torch.tanh)
+    assert told([nn.GELU("tanh")]) != told([nn.GELU("none")])
+    assert told(torch.ones(2)) != told(torch.zeros(2))
+    assert told(torch.ones(2, device="meta")) != told(torch.ones(3, device="meta"))
+
+
 class Norm(nn.Module):
     def __init__(self, size, eps=1e-6, group=1):
         super().__init__()

@@ -117,6 +117,11 @@ def test_gradients_are_what_the_layer_says() -> None:
     got, model.weight.grad, mine, x.grad = model.weight.grad, None, x.grad, None
     model(x).square().sum().backward()
     torch.testing.assert_close((got, mine), (model.weight.grad, x.grad))
+    got, mine = model.weight.grad, x.grad
+    from_hub_layer(hub_layers.Norm, "rms_norm", NORM, variants=EARLY, like="x", backward="autograd", name="run_again")
+    model.weight.grad = x.grad = None
+    run(model, x, pattern="rms_norm", kernel="run_again").square().sum().backward()
+    torch.testing.assert_close((got, mine), (model.weight.grad, x.grad))
     for layer in ("TracedWithoutBackward", "Norm"):
         with pytest.raises(fxfuse.OptionError, match="has no backward, and the site needs one"):
             site(model, x, pattern="rms_norm", kernel=layer)
@@ -166,6 +171,13 @@ def test_a_layer_does_not_take_a_site_with_more_than_it_reads() -> None:
         (hub_layers.Norm, {"weight": "weight"}, {"variants": EARLY}, "is told nothing of eps of rms_norm"),
         (hub_layers.Norm, {**NORM, "norm": "kind"}, {}, "norm of rms_norm cannot be an attribute: none of early"),
         (hub_layers.Norm, NORM, {"variants": EARLY, "inputs": ("weight",)}, "weight of rms_norm is no Input"),
+        (hub_layers.Norm, NORM, {"variants": EARLY, "inputs": ("norm",)}, "norm of rms_norm is no Input"),
+        (
+            hub_layers.Norm,
+            NORM,
+            {"variants": EARLY, "backward": "mine"},
+            "backward is None or 'autograd'; given 'mine'",
+        ),
         (
             hub_layers.Norm,
             NORM,

@@ -210,7 +210,7 @@ def test_a_site_that_it_cannot_serve_raises_where_it_was_named() -> None:
     def relu(m: Net, x: torch.Tensor) -> torch.Tensor:
         return (torch.relu(x @ m.gate.t()) * (x @ m.up.t())) @ m.down.t()
 
-    with pytest.raises(fxfuse.OptionError, match="needs act in {gelu_tanh, silu}; the site has relu"):
+    with pytest.raises(fxfuse.OptionError, match=r"needs act in \{gelu_tanh, silu\}; the site has relu"):
         fxfuse.explain(Net(relu), (rows(),), options=options("gated_mlp"))
     report = fxfuse.explain(Net(rms), (rows(),), options={"patterns": ["rms_norm"], "kernels": {"rms_norm": "liger"}})
     assert report.rewritten == {"rms_norm": 1}

@@ -147,12 +147,32 @@ def test_what_derives_weights_is_chosen_where_it_may_be() -> None:
         "separate": ("plain", "separate"),
         "inline": ("stacked", "inline"),
     }
+    assert "measured" in found["auto"].why_kernel
+    assert "measured" not in found["inline"].why_kernel, "it was, with its weights at hand"
 
 
 def test_a_loss_of_those_that_may_be_placed_is_a_loss() -> None:
     results.save([entry({LEFT_ALONE: 1.5, "plain": 1.9, "stacked": 1.0})])
     assert sole(weights="auto").kernel == "stacked"
     assert sole(weights="separate").code == "COST"
+
+
+@torch.no_grad()
+def test_what_wins_but_cannot_have_its_weights_is_not_computed_anew_on_each_call() -> None:
+    results.save([entry({LEFT_ALONE: 1.5, "plain": 1.9, "stacked": 1.0})])
+    model = Tiny(layers=1)
+    held = model.state_dict()  # its storages are somebody else's, too
+    (site,) = fxfuse.explain(model, (batch(),), options={"inner": "eager"}).sites
+    assert (site.outcome, site.code) == ("kept", "COST")
+    assert "plain is 0.79x as fast as left alone" in site.reason
+    assert any("weights are not placed by 'share'" in note for note in site.notes)
+    assert held
+
+
+def test_a_named_pattern_gets_a_kernel_whatever_the_placement() -> None:
+    results.save([entry({LEFT_ALONE: 1.5, "plain": 1.9, "stacked": 1.0})])
+    found = {placement: sole(patterns=[PATTERN], weights=placement) for placement in ("auto", "separate")}
+    assert {p: s.kernel for p, s in found.items()} == {"auto": "stacked", "separate": "plain"}
 
 
 # --- what a measurement is of -----------------------------------------------------------------------------------------

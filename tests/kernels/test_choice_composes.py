@@ -62,7 +62,7 @@ results.save([Entry(shape, machine.machine_of("cpu"), Versions.here(), arms)])
 torch.manual_seed(0)
 model = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(2))).requires_grad_(False)
 x = torch.ones(4, 8)
-options = {"patterns": ["their_pack::their_pair"], "on_error": "raise", "weights": weights}
+options = {"patterns": ["their_pack::their_pair"], "on_error": "raise", "weights": weights, "extra_memory": 4.0}
 with torch.no_grad():
     found = torch.compile(model, backend="fxfuse", options=options)(x)
     torch.testing.assert_close(found, model(x))
@@ -77,7 +77,7 @@ print(json.dumps({
 WON = {"left alone": 2.0, "safe": 1.9, "wide": 1.0}
 
 
-def run(folder: Path, said: dict[str, float], weights: str = "inline", **page: Any) -> dict[str, Any]:
+def run(folder: Path, said: dict[str, float], weights: str = "copy", **page: Any) -> dict[str, Any]:
     (folder / "their_pack.py").write_text(
         PACK.format(**{"limit": 64, "transform": 'cast("second", torch.float32)', **page})
     )

@@ -52,6 +52,7 @@ from fxfuse.kernels.triton.rms_norm import tile as row_tile
 from fxfuse.kernels.triton.tiles import Tile, launch_meta
 
 GROUP_M = 8
+_SHARED = 200 * 1024
 # Everything that is shipped. ``described``: with tensor descriptors, and smaller for the error function, which takes
 # more registers; ``pointed``: without; ``unaligned``: element by element; ``exact``: fp32 without tensor cores.
 TILES: dict[str, dict[int, Tile]] = {
@@ -285,9 +286,13 @@ def _kind(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, act: str) -> st
 
 @functools.cache
 def has_descriptors(device: torch.device) -> bool:
-    """Whether the card has a copy engine that reads tensor descriptors; the interpreter has it in software."""
+    """Whether the card has a copy engine that reads tensor descriptors, and the shared memory for tiles that fill it.
+
+    Data-centre cards have both; the interpreter has the engine in software.
+    """
     if device.type == "cuda" and torch.cuda.is_available() and torch.version.hip is None:
-        return torch.cuda.get_device_capability(device) >= (9, 0)
+        properties = torch.cuda.get_device_properties(device)
+        return (properties.major, properties.minor) >= (9, 0) and properties.shared_memory_per_block_optin >= _SHARED
     return bool(INTERPRETED.value)
 
 

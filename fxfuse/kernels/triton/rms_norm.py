@@ -49,10 +49,10 @@ class RowTile:
 
 
 def tile(hidden: int) -> RowTile:
-    """The tile for rows of this length: about 16 to 32 elements a thread, and several short rows to a program."""
+    """The tile for rows of this length: 8 to 16 elements a thread, and several short rows to a program."""
     block_k = max(64, triton.next_power_of_2(hidden)) if hidden <= _IN_REGISTERS else _STEP
     block_m = max(1, 1024 // block_k)
-    return RowTile(block_m, block_k, min(16, max(2, block_m * block_k // 512)))
+    return RowTile(block_m, block_k, min(16, max(4, block_m * block_k // 512)))
 
 
 # Everything that is shipped: one for each power of two that fits in registers, and one for longer rows.

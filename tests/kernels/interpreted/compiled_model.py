@@ -80,6 +80,15 @@ def test_norms_and_projections() -> None:
 
 
 @torch.no_grad()
+def test_a_residual_is_added_by_the_kernel() -> None:
+    name = "rms_norm_gated_mlp_add"
+    options = {"patterns": [name], "kernels": {name: BY_ROWS[:2]}}
+    check(
+        CONFIGS["offset gelu_tanh"], torch.bfloat16, options, {3: {name: (BY_ROWS[0], 2)}, 20: {name: (BY_ROWS[1], 2)}}
+    )
+
+
+@torch.no_grad()
 def test_norms_alone() -> None:
     """Gemma 2 has four norms a layer, and the last one."""
     options = {"patterns": ["rms_norm"], "kernels": {"rms_norm": "triton"}}

@@ -1,0 +1,70 @@
+"""`fxfuse bench all`: the kernels' tests, tuning, and every suite, each with its share of the time."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+from fxfuse.benchmarks.budget import Budget
+from fxfuse.benchmarks.records import File
+from fxfuse.benchmarks.suites import Outcome, Plan
+
+SHARES = {"tests": 12, "tune": 18, "op": 34, "model": 22, "compile": 8, "memory": 6}
+"""How the time is split among the steps; what one does not use is there for those that follow."""
+
+SUITES = tuple(step for step in SHARES if step != "tests")
+
+CUDA_SECONDS = 1500.0
+"""What a run may take on a CUDA device where nobody says: 25 minutes."""
+
+KERNEL_TESTS = os.path.join("tests", "kernels")
+
+Run = Callable[[str, Plan, Budget], Outcome]
+
+
+def run_everything(plan: Plan, file: File, seconds: float | None, run: Run, say: Callable[[str], None]) -> Outcome:
+    """Every step in order. What one leaves undone, ``resume`` measures.
+
+    Args:
+        seconds: for all of it; None: as long as it takes.
+        run: runs one suite within a budget.
+    """
+    whole = Budget(seconds)
+    outcome = Outcome()
+    steps = list(SHARES)
+    for number, step in enumerate(steps):
+        left = whole.left
+        part = SHARES[step] / sum(SHARES[s] for s in steps[number:])
+        share = None if left is None else left * part
+        say(f"{step}{'' if share is None else f', at most {share:.0f} s'}")
+        if step == "tests":
+            file.steps["tests"] = kernel_tests(plan.device.type, share)
+            file.save()
+            say(file.steps["tests"])
+        elif step == "tune":
+            found = run(step, replace(plan, dtypes=plan.dtypes[:1]), Budget(share))
+            file.steps["tune"] = f"{found.done} measured, {found.kept} were there, {found.left} left out"
+            file.save()
+            outcome.add(found)
+        else:
+            outcome.add(run(step, plan if step == "op" else replace(plan, dtypes=plan.dtypes[:1]), Budget(share)))
+    return outcome
+
+
+def kernel_tests(device: str, seconds: float | None) -> str:
+    """Run the tests of the kernels where the sources are at hand; what came of it, in words."""
+    if device != "cuda":
+        return "not run: they are for an accelerator; `make test` runs the interpreted ones"
+    if not os.path.isdir(KERNEL_TESTS):
+        return f"not run: there is no folder {KERNEL_TESTS} here"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return f"stopped after {seconds:.0f} s"
+    lines = [line for line in done.stdout.splitlines() if re.search(r"\d+ (passed|failed|error)|no tests ran", line)]
+    return lines[-1].strip("= ") if lines else f"pytest ended with exit code {done.returncode}"

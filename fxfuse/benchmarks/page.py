@@ -1,0 +1,148 @@
+"""The generated part of a page of documentation, and its plots: everything that the results files of a folder hold.
+
+The page keeps what stands outside of the two marks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from fxfuse.benchmarks import plots, tables
+from fxfuse.benchmarks.errors import BenchError
+from fxfuse.benchmarks.markdown import number, size
+from fxfuse.benchmarks.records import File, load_all
+
+BEGIN = "<!-- begin: made by `fxfuse bench page` -->"
+END = "<!-- end -->"
+PLOTS = "plots"
+
+CUDA_COMMAND = "fxfuse bench all --device cuda"
+
+_SUITES = (
+    ("op", "One site by itself", tables.op_sections,
+     "Times as fast as `inductor` (torch.compile's default); below 1 is slower, and an arm of fxfuse below "
+     f"{tables.LOSS} is bold. Weights are rotated around at least five times the last-level cache. †: further from "
+     "float64 than twice eager's error and a floor. Bandwidth counts weights, input and output once, as a part of a "
+     "measured copy (read and written, so a kernel that mostly reads can exceed it); the matmul rate is that of a "
+     "measured square matmul. Load: processes that wanted to run when the cell began."),
+    ("model", "Prefill and decode", tables.model_sections,
+     "A static cache, greedy decoding, batch 1, arms in turns; medians."),
+    ("compile", "Compile time", tables.compile_sections,
+     "From empty caches, each arm in a process of its own; prefill and decode are a graph each."),
+    ("memory", "Memory", tables.memory_sections,
+     "Each arm in a process of its own: the card's memory, or resident bytes on a CPU, where Inductor's own code "
+     "counts as well."),
+)  # fmt: skip
+
+
+def generated(files: Sequence[File]) -> str:
+    """The part between the marks."""
+    parts = []
+    for device, title in (("cuda", "GPU"), ("cpu", "CPU")):
+        own = [file for file in files if file.environment["device"] == device]
+        if own:
+            parts += [section for file in own for section in _machine(file, title)]
+        else:
+            flag = CUDA_COMMAND if device == "cuda" else "fxfuse bench op"
+            parts.append(f"## {title}\n\nNot measured. The command that fills this section in: `{flag}`, then "
+                         "`fxfuse bench page`.")  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def drawn(files: Sequence[File]) -> dict[str, str]:
+    """The plots, by file name."""
+    made: dict[str, str] = {}
+    for file in files:
+        for group, cells in tables.groups(file, "op", ("pattern", "width", "dtype")).items():
+            series: dict[str, list[tuple[int, float]]] = {}
+            for cell in cells:
+                base = cell["arms"].get(tables.BASE)
+                for arm, figures in cell["arms"].items():
+                    if base is not None and arm != tables.BASE:
+                        series.setdefault(arm, []).append((cell["what"]["rows"], base["ms"] / figures["ms"]))
+            if len(cells) > 1 and series:
+                made[_plot_name(file, group)] = plots.lines(f"{', '.join(group)}: times as fast as inductor", series)
+    return made
+
+
+def write(folder: str, page: str, *, check: bool = False) -> list[str]:
+    """Put the tables of a folder's files into a page, and the plots beside it; answers with what changed.
+
+    Args:
+        check: change nothing.
+
+    Raises:
+        BenchError: the page has no marks, or a file is no results file.
+    """
+    files = load_all(folder)
+    wanted = {page: _filled(page, generated(files))}
+    place = os.path.join(os.path.dirname(page), PLOTS)
+    wanted |= {os.path.join(place, name): text for name, text in drawn(files).items()}
+    changed = [path for path, text in wanted.items() if _text_of(path) != text]
+    for path in () if check else changed:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(wanted[path])
+    return changed
+
+
+def _filled(page: str, text: str) -> str:
+    had = _text_of(page)
+    if had is None:
+        return f"# Performance\n\n{BEGIN}\n\n{text}\n\n{END}\n"
+    before, begin, rest = had.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BenchError(f"{page} has no lines {BEGIN!r} and {END!r}, between which the tables would stand.")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
+
+
+def _text_of(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _machine(file: File, title: str) -> Iterator[str]:
+    yield f"## {title}: {file.environment['name']}\n\n{_setting(file)}"
+    for suite, heading, sections, text in _SUITES:
+        found = sections(file)
+        if suite == "op":
+            found = [_with_plot(file, section) for section in found]
+        if found:
+            yield "\n\n".join([f"### {heading}", text, *found])
+
+
+def _with_plot(file: File, section: str) -> str:
+    heading, _, rest = section.partition("\n\n")
+    group = tuple(part.strip("`# ") for part in heading.split(", "))
+    name = _plot_name(file, group)
+    several = len(tables.groups(file, "op", ("pattern", "width", "dtype"))[group]) > 1
+    return f"{heading}\n\n{rest}\n\n![times as fast as inductor]({PLOTS}/{name})" if several else section
+
+
+def _plot_name(file: File, group: tuple[str, ...]) -> str:
+    stem = os.path.splitext(os.path.basename(file.path))[0]
+    return re.sub(r"[^a-z0-9.]+", "-", f"{stem} {' '.join(group)}".lower()) + ".svg"
+
+
+def _setting(file: File) -> str:
+    had = file.environment
+    versions = [f"torch {had['torch']}", f"Triton {had['triton']}", f"transformers {had['transformers']}"]
+    versions += [f"Python {had['python']}", f"fxfuse {had['fxfuse']}"]
+    where = f"{had['units']} threads, {had['arch']}" if had["device"] == "cpu" else had["arch"]
+    rates = [f"copy {number(file.rates['copy'] / 1e9)} GB/s"] if "copy" in file.rates else []
+    rates += [
+        f"{name} matmul {number(rate / 1e12)} TFLOP/s" for name, rate in sorted(file.rates.items()) if name != "copy"
+    ]
+    lines = [
+        f"{where}, last-level cache {size(had['cache_bytes'])}, governor {had['governor'] or 'not readable'}. "
+        f"{', '.join(versions)}.",
+        f"Measured here: {', '.join(rates)}." if rates else "",
+        f"Figures: `{os.path.basename(file.path)}`.",
+    ]
+    return " ".join(line for line in lines if line)
