@@ -46,6 +46,7 @@ def _add_suite(parser: argparse.ArgumentParser, suite: str) -> None:
     add("--threads", type=positive, metavar="N", help="CPU threads (default: torch's own choice)")
     add("--dtypes", nargs="+", choices=DTYPES, help="of inputs and weights")
     add("--seconds", type=float, help="for the turns of one cell (op) or one arm (model)")
+    add("--inner", choices=("inductor", "aot_eager", "eager"), default="inductor", help="what compiles every arm")
     add("--list", action="store_true", help="list the arms, and why which of them cannot run here")
     if suite not in ("tune", "all"):
         add("--arms", nargs="+", metavar="NAME", help="only these, and those that ratios are to")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from fxfuse import caching, compat, library, results
+from fxfuse import caching, compat, library, machine, results
 from fxfuse.backend import publish
 from fxfuse.errors import PatternError
 from fxfuse.kernels import kernels_for
@@ -81,6 +81,8 @@ class InductorPass(_Base):
             named = self.options.kernels_named(pattern.name)
             measured = results.current().arms(library.qualified(pattern))
             for kernel in kernels_for(pattern).values():
+                if not machine.device_types().intersection(kernel.requires.device or {"cpu"}):
+                    continue
                 if kernel.default or kernel.name in named or kernel.name in measured:
                     with contextlib.suppress(ImportError, PatternError):  # then no graph of this process can hold it
                         kernel.register_op()

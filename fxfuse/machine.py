@@ -66,6 +66,12 @@ def _card(index: int) -> Machine:
     return Machine("cuda", properties.name, arch, properties.multi_processor_count, properties.total_memory)
 
 
+def device_types() -> frozenset[str]:
+    """The kinds of devices that are here."""
+    found = torch.accelerator.current_accelerator()
+    return frozenset({"cpu"} if found is None else {"cpu", found.type})
+
+
 def capability(device: torch.device) -> tuple[int, int] | None:
     """The compute capability of a CUDA device; None for any other."""
     if device.type != "cuda" or not torch.cuda.is_available():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,6 +18,9 @@ SCALAR_TYPES = (float, int, bool, str, tuple)
 @dataclass(frozen=True)
 class Capture:
     """Base of what a parameter of a reference function may stand for."""
+
+    scalar: ClassVar[bool] = False
+    param: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,14 @@ class _Input(Shaped):
 class _Param(Shaped):
     """A parameter or buffer of the model."""
 
+    param = True
+
 
 @dataclass(frozen=True)
 class _Scalar(Capture):
     """A number, string or tuple of ints: a literal of the graph, or (numbers) a symbolic one."""
+
+    scalar = True
 
     type: type = float
 
@@ -122,7 +129,7 @@ def _dtypes(given: Any) -> tuple[torch.dtype, ...] | None:
 
 
 def is_param(capture: Capture) -> bool:
-    return isinstance(capture, _Param)
+    return capture.param
 
 
 def is_input(capture: Capture) -> bool:
@@ -130,7 +137,7 @@ def is_input(capture: Capture) -> bool:
 
 
 def is_scalar(capture: Capture) -> bool:
-    return isinstance(capture, _Scalar)
+    return capture.scalar
 
 
 def is_optional(capture: Capture) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fxfuse.benchmarks.arms import Arm, absent
+from fxfuse.benchmarks.arms import INDUCTOR, Arm, absent
 
 Progress = Callable[[str], None]
 Keep = Callable[[dict[str, Any]], None]
@@ -36,6 +36,7 @@ def measure(
     keep: Keep,
     had: Mapping[str, Any] | None = None,
     limit: Callable[[], float | None] = lambda: None,
+    inner: str = INDUCTOR,
 ) -> None:
     """Give ``keep`` the figures of one model after each arm: seconds of compiling, or bytes.
 
@@ -48,7 +49,7 @@ def measure(
     skipped: dict[str, str] = dict((had or {}).get("skipped", {}))
     found = {"vocabulary": vocabulary, "arms": figures, "skipped": skipped}
     for arm in arms:
-        why = absent(arm, device.type)
+        why = absent(arm, device.type, inner)
         if why is not None:
             skipped[arm.name] = why
             continue
@@ -61,7 +62,7 @@ def measure(
         task = {
             "arm": arm.name, "device": device.type, "layers": layers, "vocabulary": vocabulary,
             "prompt": prompt_tokens, "threads": torch.get_num_threads() if device.type == "cpu" else None,
-            "model": what["model"], "dtype": what["dtype"],
+            "model": what["model"], "dtype": what["dtype"], "inner": inner,
         }  # fmt: skip
         try:
             done = _process(task, seconds)

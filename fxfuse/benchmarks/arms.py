@@ -16,10 +16,12 @@ import fxfuse
 from fxfuse import compat, library
 from fxfuse.authoring import Pattern
 from fxfuse.benchmarks.errors import BenchError
-from fxfuse.errors import unknown
+from fxfuse.errors import listed, unknown
+from fxfuse.kernels import Kernel, kernels_for
 
 EAGER = "eager"
-BASE = "inductor"
+INDUCTOR = "inductor"
+BASE = INDUCTOR
 """The arm that ratios are to."""
 
 FXFUSE = "fxfuse"
@@ -36,7 +38,7 @@ class Arm:
 
     Attributes:
         what: for people.
-        device: the type of device that it needs; an empty string: any.
+        devices: the types of device that it runs on; none given: any.
         module: whose code it runs: the ``"reference"``'s, or one written ``"by hand"`` or over ``"liger"``.
         backend: of torch.compile; None: not compiled.
         kernel: the kernel that fxfuse is told to take.
@@ -48,7 +50,7 @@ class Arm:
     backend: str | None = "inductor"
     mode: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    device: str = ""
+    devices: tuple[str, ...] = ()
     module: str = "reference"
     kernel: str = ""
     derives: bool = False
@@ -64,9 +66,11 @@ _COMMON = (
     Arm(BASE, "torch.compile"),
 )
 _HAND = Arm("hand-stacked", "a module written by hand with one gate_up linear, torch.compile", module="by hand")
-_LIGER = Arm("liger", "Liger's functions in the module, not compiled", None, device="cuda", module="liger")
+_LIGER = Arm("liger", "Liger's functions in the module, not compiled", None, devices=("cuda",), module="liger")
 _COORDINATE = {"coordinate_descent_tuning": True}
 _GRAPHS = {"triton.cudagraphs": True}
+INDUCTORS = frozenset({*_COORDINATE, *_GRAPHS})
+"""Options of an arm that only Inductor knows."""
 
 ARMS: dict[str, tuple[Arm, ...]] = {
     OP: (
@@ -76,7 +80,7 @@ ARMS: dict[str, tuple[Arm, ...]] = {
             "coordinate-descent",
             "torch.compile with coordinate_descent_tuning; in CUDA graphs, as every arm",
             options=_COORDINATE,
-            device="cuda",
+            devices=("cuda",),
         ),
         _HAND,
         _LIGER,
@@ -85,12 +89,12 @@ ARMS: dict[str, tuple[Arm, ...]] = {
     MODEL: (
         *_COMMON,
         Arm("max-autotune", "torch.compile, mode max-autotune", mode="max-autotune"),
-        Arm("reduce-overhead", "torch.compile, mode reduce-overhead", mode="reduce-overhead", device="cuda"),
+        Arm("reduce-overhead", "torch.compile, mode reduce-overhead", mode="reduce-overhead", devices=("cuda",)),
         Arm(
             "coordinate-descent",
             "torch.compile with coordinate_descent_tuning and CUDA graphs",
             options={**_COORDINATE, **_GRAPHS},
-            device="cuda",
+            devices=("cuda",),
         ),
         _HAND,
         _LIGER,
@@ -98,19 +102,20 @@ ARMS: dict[str, tuple[Arm, ...]] = {
         Arm("fxfuse-share", "backend fxfuse, weights share: gate and up as one tensor", FXFUSE,
             options={"weights": "share"}),
         Arm("fxfuse-reduce-overhead", "backend fxfuse, mode reduce-overhead", FXFUSE, mode="reduce-overhead",
-            device="cuda"),
+            devices=("cuda",)),
     ),
 }  # fmt: skip
 
 
 def kernel_arms(pattern: Pattern) -> list[Arm]:
     """An arm for each kernel of a pattern, by name."""
-    from fxfuse.kernels import kernels_for
+    return [_kernel_arm(name, made) for name, made in kernels_for(pattern).items()]
 
-    return [
-        Arm(KERNEL + name, f"backend fxfuse with kernel {name} named", FXFUSE, kernel=name, derives=bool(made.derive))
-        for name, made in kernels_for(pattern).items()
-    ]
+
+def _kernel_arm(name: str, made: Kernel) -> Arm:
+    what = f"backend fxfuse with kernel {name} named"
+    devices = made.requires.device or ()
+    return Arm(KERNEL + name, what, FXFUSE, kernel=name, derives=bool(made.derive), devices=devices)
 
 
 def chosen(known: Sequence[Arm], names: Iterable[str] | None) -> list[Arm]:
@@ -128,31 +133,45 @@ def chosen(known: Sequence[Arm], names: Iterable[str] | None) -> list[Arm]:
     return [arm for arm in known if arm.name in wanted]
 
 
-def absent(arm: Arm, device: str) -> str | None:
+def absent(arm: Arm, device: str, inner: str = INDUCTOR) -> str | None:
     """Why an arm cannot run on this kind of device with what is installed, or None."""
-    if arm.device and arm.device != device:
-        return f"needs a {arm.device} device"
+    if arm.devices and device not in arm.devices:
+        return f"needs a {listed(arm.devices)} device"
+    if inner != INDUCTOR and (arm.mode or arm.options.keys() & INDUCTORS):
+        return f"is a mode of Inductor's, and {inner} compiles here"
     if arm.module == "liger" and importlib.util.find_spec("liger_kernel") is None:
         return "liger-kernel is not installed"
     return None
 
 
 def compiled(
-    arm: Arm, function: Callable[..., Any], pattern: Pattern | None = None, *, fullgraph: bool = False
+    arm: Arm,
+    function: Callable[..., Any],
+    pattern: Pattern | None = None,
+    *,
+    inner: str = INDUCTOR,
+    fullgraph: bool = False,
 ) -> Callable[..., Any]:
-    """``function`` as the arm runs it. ``pattern``: the only one that is looked for, where fxfuse has it off."""
+    """``function`` as the arm runs it.
+
+    Args:
+        pattern: what a named kernel is for, and what is looked for even where fxfuse has it off.
+        inner: what compiles in Inductor's place.
+    """
     if arm.backend is None:
         return function
     keywords: dict[str, Any] = {"dynamic": False, "fullgraph": fullgraph}
     if arm.ours:
-        return compat.isolated_compile(function, _backend(arm, pattern), **keywords)
+        return compat.isolated_compile(function, _backend(arm, pattern, inner), **keywords)
     if arm.options:
-        return compat.isolated_compile(function, arm.backend, options=dict(arm.options), **keywords)
-    return compat.isolated_compile(function, arm.backend, mode=arm.mode, **keywords)
+        keywords["options"] = dict(arm.options)
+    elif arm.mode is not None:
+        keywords["mode"] = arm.mode
+    return compat.isolated_compile(function, inner, **keywords)
 
 
-def _backend(arm: Arm, pattern: Pattern | None) -> Any:
-    options: dict[str, Any] = {"on_miss": "silent", "on_error": "raise", **arm.options}
+def _backend(arm: Arm, pattern: Pattern | None, inner: str) -> Any:
+    options: dict[str, Any] = {"on_miss": "silent", "on_error": "raise", "inner": inner, **arm.options}
     if pattern is not None and arm.kernel:
         options |= {"patterns": [pattern], "kernels": {pattern.name: arm.kernel}}
         options["weights"] = "share" if arm.derives else "auto"

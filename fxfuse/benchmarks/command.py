@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         _show_arms(args.suite, plan, console)
         return 0
-    file = records.opened(args.results, environment(plan.device), fresh=args.fresh)
+    file = records.opened(args.results, environment(plan.device, plan.inner), fresh=args.fresh)
     if args.suite in ("op", "all"):
         suites.measure_rates(plan, file)
     one = partial(_suite, file, console)
@@ -76,6 +76,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         "prompt": given("prompt_tokens", usual.prompt),
         "seconds": given("seconds", usual.seconds),
         "arms": given("arms", None),
+        "inner": args.inner,
     }
     mib = getattr(args, "cache_mib", None)
     return Plan(device, cache=mib << 20 if mib else None, resume=args.resume, **asked)  # type: ignore[arg-type]
@@ -114,7 +115,7 @@ def _show_arms(suite: str, plan: Plan, console: Console) -> None:
         table.add_column(name, overflow="fold")
     for one in everything.SUITES if suite == "all" else (suite,):
         for arm in [a for p in plan.patterns for a in op.arms_of(p)] if one in ("op", "tune") else ARMS[MODEL]:
-            table.add_row(one, arm.name, arm.what, absent(arm, plan.device.type) or "runs")
+            table.add_row(one, arm.name, arm.what, absent(arm, plan.device.type, plan.inner) or "runs")
     console.print(table)
 
 

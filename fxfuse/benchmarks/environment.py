@@ -18,7 +18,7 @@ import fxfuse
 from fxfuse import compat, machine
 from fxfuse.benchmarks.errors import BenchError
 
-SAME = ("device", "name", "arch", "units", "torch", "triton", "python", "transformers")
+SAME = ("device", "name", "arch", "units", "torch", "triton", "python", "transformers", "inner")
 """What has to be equal for figures to stand in one file."""
 
 _GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
@@ -39,8 +39,8 @@ def check_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """The machine, the versions and the settings."""
+def environment(device: torch.device, inner: str = "inductor") -> dict[str, Any]:
+    """The machine, the versions and the settings; ``inner``: what compiles every arm."""
     here = machine.machine_of(device)
     found: dict[str, Any] = {
         "device": here.device,
@@ -49,6 +49,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "units": here.units,
         "memory_bytes": here.memory or _memory(),
         "cache_bytes": machine.cache_bytes(device),
+        "inner": inner,
         "cpu": machine.cpu_name(),
         "cpu_threads": torch.get_num_threads(),
         "cpu_cores": os.cpu_count(),
@@ -79,8 +80,9 @@ def differing(had: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 def slug(found: Mapping[str, Any]) -> str:
     """The name of the results file of an environment, without its ending."""
     units = f"{found['units']} threads" if found["device"] == "cpu" else found["arch"]
-    version = str(found["torch"]).partition("+")[0]
-    return re.sub(r"[^a-z0-9.]+", "-", f"{found['name']} {units} torch {version}".lower()).strip("-")
+    words = [found["name"], units, "torch", str(found["torch"]).partition("+")[0]]
+    words += [found["inner"]] if found["inner"] != "inductor" else []
+    return re.sub(r"[^a-z0-9.]+", "-", " ".join(map(str, words)).lower()).strip("-")
 
 
 def load() -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fxfuse.benchmarks.arms import EAGER, Arm, absent, compiled
+from fxfuse.benchmarks.arms import EAGER, INDUCTOR, Arm, absent, compiled
 from fxfuse.benchmarks.by_hand import liger_model, stack_model
 from fxfuse.benchmarks.models import build, prompt
 from fxfuse.demo.greedy import GreedyDecoder
@@ -34,12 +34,13 @@ def measure(
     layers: int | None,
     vocabulary: int | None,
     progress: Progress,
+    inner: str = INDUCTOR,
 ) -> dict[str, Any]:
     """The figures of one model: of each arm its speeds, or why it has none. Compiles every arm's prefill, then decode.
 
     In this order because Dynamo remembers the shapes of a function, not of an arm.
     """
-    skipped = {arm.name: why for arm in arms if (why := absent(arm, device.type)) is not None}
+    skipped = {arm.name: why for arm in arms if (why := absent(arm, device.type, inner)) is not None}
     running = [arm for arm in arms if arm.name not in skipped]
     model = build(what["model"], what["dtype"], device.type, layers, vocabulary)
     weights = sum(p.nbytes for p in model.parameters())
@@ -50,7 +51,7 @@ def measure(
         try:
             own = changed(model, arm)
             decoder = GreedyDecoder(own, ids, NEW_TOKENS, frozenset())
-            runs[arm.name] = Run(arm.name, compiled(arm, own), decoder)
+            runs[arm.name] = Run(arm.name, compiled(arm, own, inner=inner), decoder)
             runs[arm.name].rehearse()
         except Exception as error:  # whatever an arm's compiler or launch raises; the others are measured
             skipped[arm.name] = first_line(error)

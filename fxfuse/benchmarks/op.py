@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fxfuse
 from fxfuse import library
 from fxfuse.benchmarks import arms as known
-from fxfuse.benchmarks.arms import EAGER, KERNEL, Arm, absent, compiled
+from fxfuse.benchmarks.arms import EAGER, INDUCTOR, KERNEL, Arm, absent, compiled
 from fxfuse.benchmarks.by_hand import maker
 from fxfuse.benchmarks.sets import Subject, subject, tensors_in
 from fxfuse.benchmarks.shapes import DTYPES, WIDTHS, OpCell
@@ -44,7 +44,7 @@ class _Ready:
 
 @torch.no_grad()
 def measure(
-    cell: OpCell, arms: Sequence[Arm], device: torch.device, bench: Bench, progress: Progress
+    cell: OpCell, arms: Sequence[Arm], device: torch.device, bench: Bench, progress: Progress, inner: str = INDUCTOR
 ) -> dict[str, Any]:
     """The figures of one cell: of each arm its times and errors, or why it has none.
 
@@ -56,7 +56,7 @@ def measure(
     dtype = getattr(torch, DTYPES[cell.dtype])
     made = subject(pattern, WIDTHS[cell.width], cell.rows, dtype, device)
     number = bench.sets(made.weight_bytes, device)
-    skipped = {arm.name: why for arm in arms if (why := _absent(arm, made, device)) is not None}
+    skipped = {arm.name: why for arm in arms if (why := _absent(arm, made, device, inner)) is not None}
     running = [arm for arm in arms if arm.name not in skipped]
     reference = _References(made, number)
     counter = FlopCounterMode(display=False)
@@ -66,7 +66,7 @@ def measure(
     for arm in running:
         progress(arm.name)
         try:
-            ready[arm.name] = _ready(arm, made, reference, number)
+            ready[arm.name] = _ready(arm, made, reference, number, inner)
         except Exception as error:  # whatever an arm's compiler or launch raises; the others are measured
             skipped[arm.name] = first_line(error)
     exact = _exact(made)
@@ -114,22 +114,22 @@ class _References:
         return dict(self.modules[number].named_parameters())
 
 
-def _absent(arm: Arm, made: Subject, device: torch.device) -> str | None:
+def _absent(arm: Arm, made: Subject, device: torch.device, inner: str) -> str | None:
     """Why an arm cannot run this, found out before anything is compiled."""
-    why = absent(arm, device.type)
+    why = absent(arm, device.type, inner)
     if why is None and arm.module != "reference":
         found = maker(arm.module, made.example.pattern.name)
         why = found if isinstance(found, str) else None
     if why is None and arm.kernel:
-        why = _unmet(made).get(arm.kernel)
+        why = _unmet(made, inner).get(arm.kernel)
     return why
 
 
-def _unmet(made: Subject) -> dict[str, str]:
+def _unmet(made: Subject, inner: str) -> dict[str, str]:
     """Which kernels cannot run the subject, and why not."""
     pattern = made.example.pattern
     model = made.module(made.module_class(), made.weights())
-    found = sites_of(model, made.inputs, {}, [pattern], "inductor", None)
+    found = sites_of(model, made.inputs, {}, [pattern], inner, None)
     if not found:
         return {name.removeprefix(KERNEL): "the pattern does not match its own reference here" for name in
                 (arm.name for arm in known.kernel_arms(pattern))}  # fmt: skip
@@ -138,7 +138,7 @@ def _unmet(made: Subject) -> dict[str, str]:
     return {one.name: problem for one, problem in problems if problem is not None}
 
 
-def _ready(arm: Arm, made: Subject, reference: _References, number: int) -> _Ready:
+def _ready(arm: Arm, made: Subject, reference: _References, number: int, inner: str) -> _Ready:
     """The arm compiled and run once: on every set, where it moves weights, so that none moves under a CUDA graph."""
     pattern = made.example.pattern
     modules = reference.modules
@@ -151,7 +151,7 @@ def _ready(arm: Arm, made: Subject, reference: _References, number: int) -> _Rea
         return module(*inputs)
 
     before = len(fxfuse.reports())
-    function = compiled(arm, run, pattern, fullgraph=True)
+    function = compiled(arm, run, pattern, inner=inner, fullgraph=True)
     inputs = made.inputs
 
     def call(n: int) -> Any:

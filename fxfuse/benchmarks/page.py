@@ -144,5 +144,6 @@ def _setting(file: File) -> str:
         f"{', '.join(versions)}.",
         f"Measured here: {', '.join(rates)}." if rates else "",
         f"Figures: `{os.path.basename(file.path)}`.",
+        f"Every arm was compiled by `{had['inner']}`, not by Inductor." if had["inner"] != "inductor" else "",
     ]
     return " ".join(line for line in lines if line)

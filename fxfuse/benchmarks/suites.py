@@ -10,7 +10,7 @@ import torch
 
 from fxfuse import results
 from fxfuse.benchmarks import apart, model, op
-from fxfuse.benchmarks.arms import ARMS, BASE, EAGER, MODEL, Arm, chosen
+from fxfuse.benchmarks.arms import ARMS, BASE, EAGER, INDUCTOR, MODEL, Arm, chosen
 from fxfuse.benchmarks.budget import Budget
 from fxfuse.benchmarks.environment import load
 from fxfuse.benchmarks.errors import BenchError
@@ -34,6 +34,7 @@ class Plan:
         resume: leave out what the file has.
         seconds: for the turns of one cell (op), or of one arm (model).
         cache: bytes of the last-level cache; None: as the machine tells.
+        inner: what compiles every arm.
     """
 
     device: torch.device
@@ -48,6 +49,7 @@ class Plan:
     prompt: int = 64
     seconds: float = 3.0
     cache: int | None = None
+    inner: str = INDUCTOR
     resume: bool = False
 
 
@@ -156,7 +158,7 @@ def _op_tasks(plan: Plan, file: File) -> Iterator[Task]:
 
         def run(said: Said, cell: OpCell = cell, arms: list[Arm] = arms, what: Any = what, name: str = name) -> None:
             before = load()
-            found = op.measure(cell, arms, plan.device, bench, said)
+            found = op.measure(cell, arms, plan.device, bench, said, plan.inner)
             file.put(name, "op", what, found, before)
             _give_back(plan.device)
 
@@ -180,7 +182,12 @@ def _model_tasks(suite: str, plan: Plan, file: File, budget: Budget) -> Iterator
                 if why is not None:
                     raise BenchError(why)
                 before = load()
-                sizes: Any = {"prompt_tokens": plan.prompt, "layers": layers, "vocabulary": vocabulary}
+                sizes: Any = {
+                    "prompt_tokens": plan.prompt,
+                    "inner": plan.inner,
+                    "layers": layers,
+                    "vocabulary": vocabulary,
+                }
                 if suite == "model":
                     found = model.measure(what, arms, plan.device, seconds=plan.seconds, progress=said, **sizes)
                     file.put(cell, suite, what, found, before)
@@ -202,7 +209,7 @@ def _tuning_tasks(plan: Plan) -> Iterator[Task]:
 
         def run(said: Said, cell: OpCell = cell) -> None:
             dtype = getattr(torch, DTYPES[cell.dtype])
-            how: Any = {"device": plan.device, "bench": bench, "progress": said}
+            how: Any = {"device": plan.device, "bench": bench, "progress": said, "inner": plan.inner}
             tune_pattern(cell.pattern, WIDTHS[cell.width], rows=[cell.rows], dtypes=[dtype], **how)
             _give_back(plan.device)
 
@@ -211,13 +218,13 @@ def _tuning_tasks(plan: Plan) -> Iterator[Task]:
 
 def _was_tuned(plan: Plan, cell: OpCell) -> Callable[[], bool]:
     here = machine_of(plan.device)
-    wanted = (DTYPES[cell.dtype], cell.rows)
+    wanted = (DTYPES[cell.dtype], cell.rows, plan.inner)
 
     def done() -> bool:
         return any(
             entry.machine == here
             and entry.shape.pattern.rpartition("::")[2] == cell.pattern.rpartition("::")[2]
-            and (entry.shape.dtype, entry.shape.rows) == wanted
+            and (entry.shape.dtype, entry.shape.rows, entry.shape.inner) == wanted
             and dict(entry.shape.sizes).items() <= WIDTHS[cell.width].items()
             for entry in results.current().usable
         )

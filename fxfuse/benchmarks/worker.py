@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fxfuse.benchmarks.arms import ARMS, MODEL, compiled
+from fxfuse.benchmarks.arms import ARMS, INDUCTOR, MODEL, compiled
 from fxfuse.benchmarks.model import changed
 from fxfuse.benchmarks.models import build, prompt
 from fxfuse.demo.greedy import GreedyDecoder, Step
@@ -35,14 +35,16 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     weights = sum(p.nbytes for p in model.parameters())
     own = changed(model, arm)
     del model
-    if arm.backend is not None:
+    if arm.backend is not None and task["inner"] == INDUCTOR:
         torch.compile(torch.sin)(torch.ones(8, device=device))  # starting Inductor counts for no arm
     gc.collect()
     before = held(device)
     forget_peak(device)
     ids = prompt(own, task["prompt"])
     with torch.no_grad():
-        answering = Run(arm.name, compiled(arm, own), GreedyDecoder(own, ids, STEPS + 8, frozenset()))
+        answering = Run(
+            arm.name, compiled(arm, own, inner=task["inner"]), GreedyDecoder(own, ids, STEPS + 8, frozenset())
+        )
         start = time.perf_counter()
         steps: list[Step] = []
         while (step := answering.rehearse()) is not None:

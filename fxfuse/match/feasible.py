@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fxfuse.authoring.captures import is_optional, is_param, is_scalar
+from fxfuse.authoring.captures import is_optional
 from fxfuse.authoring.keys import has_like_operands
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term, TermGraph
 from fxfuse.view import LeafKind, Value, View
@@ -35,11 +35,12 @@ class Feasible:
 
     def __call__(self, term: Any, operand: Any) -> bool:
         """Whether ``operand`` (resolved) could be ``term``, which is a term, a literal or a tuple of these."""
-        if not isinstance(term, Term):
-            return self._literal(term, operand)
-        if isinstance(term, CaptureTerm):
+        kind = type(term)
+        if kind is CaptureTerm:
             return _capture_fits(term, operand)
-        if not isinstance(operand, Value):
+        if kind is not OpTerm and kind is not ChoiceTerm:
+            return self._literal(term, operand)
+        if type(operand) is not Value:
             return False
         key = (id(term), id(operand))
         known = self._known.get(key)
@@ -81,8 +82,8 @@ class Feasible:
         given, resolve = operand.args, self.view.operand
         for name, wanted in term.args.items():
             found = resolve(given.get(renamed.get(name, name)))
-            if isinstance(wanted, CaptureTerm):
-                if found is None and is_scalar(wanted.capture):
+            if type(wanted) is CaptureTerm:
+                if found is None and wanted.capture.scalar:
                     found = SPECS[term.op].defaults.get(name)
                 if not _capture_fits(wanted, found):
                     return False
@@ -100,13 +101,13 @@ class Feasible:
 
 def _capture_fits(term: CaptureTerm, operand: Any) -> bool:
     capture: Any = term.capture
-    if is_scalar(capture):
+    if capture.scalar:
         return is_a_scalar(operand, capture.type)
     if operand is None:
         return is_optional(capture)
-    if not isinstance(operand, Value) or operand.owner is not None:
+    if type(operand) is not Value or operand.owner is not None:
         return False
-    return not is_param(capture) or not_a_parameter(operand) is None
+    return not capture.param or not_a_parameter(operand) is None
 
 
 def equal_literal(wanted: Any, given: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fxfuse.authoring import Dim, Pattern
-from fxfuse.authoring.captures import is_input, is_optional, is_param, is_scalar
+from fxfuse.authoring.captures import is_input, is_optional
 from fxfuse.authoring.sizes import evaluate, solve
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, ManyTerm, OpTerm, Term, TermGraph
 from fxfuse.match.feasible import SWAPPED, Feasible, equal_literal, is_a_scalar, not_a_parameter
@@ -156,7 +156,7 @@ class Search:
 
     def _bind(self, term: Term, operand: Any) -> None:
         self._set(self.bound, term, operand)
-        if isinstance(term, OpTerm) and term.op != "cast":
+        if type(term) is OpTerm and term.op != "cast":
             self.count += 1
 
     def _set(self, table: dict[Any, Any], key: Any, value: Any) -> None:
@@ -221,11 +221,11 @@ class Search:
                 yield
             else:
                 self.fail("BINDING", term, operand, self.bound[term], operand)
-        elif isinstance(term, OpTerm):
+        elif type(term) is OpTerm:
             yield from self._cast(term, operand) if term.op == "cast" else self._op(term, operand)
-        elif isinstance(term, ChoiceTerm):
+        elif type(term) is ChoiceTerm:
             yield from self._choice(term, operand)
-        elif isinstance(term, CaptureTerm):
+        elif type(term) is CaptureTerm:
             mark = len(self._trail)
             if self._capture(term, operand):
                 yield
@@ -245,7 +245,7 @@ class Search:
             self._undo(mark)
 
     def _op(self, term: OpTerm, operand: Any) -> Iterator[None]:
-        if not isinstance(operand, Value) or operand.op != term.op or not operand.known:
+        if type(operand) is not Value or operand.op != term.op or not operand.known:
             self.fail("OP", term, operand, term.op, operand)
             return
         if term.wide and not WIDE(operand.dtype in (torch.float32, torch.float64)):
@@ -288,10 +288,11 @@ class Search:
         while at < len(pairs):
             name, wanted, given = pairs[at]
             at += 1
-            if isinstance(wanted, CaptureTerm):
+            kind = type(wanted)
+            if kind is CaptureTerm:
                 if not self._captured(term, operand, name, wanted, given):
                     break
-            elif isinstance(wanted, Term):
+            elif kind is OpTerm or kind is ChoiceTerm:
                 if given is None:
                     self.fail("ARITY", term, operand, f"{term.op} with {name}", f"none (node {operand.node.name})")
                     break
@@ -300,7 +301,7 @@ class Search:
                     if not all(self.feasible(w, g) for _, w, g in pairs[at:] if g is not None):
                         break  # the rest fails however this operand is matched, and has said why
                 break
-            elif isinstance(wanted, tuple) and isinstance(given, tuple) and len(wanted) == len(given):
+            elif kind is tuple and isinstance(given, tuple) and len(wanted) == len(given):
                 items = [(name, w, self.view.operand(g)) for w, g in zip(wanted, given, strict=True)]
                 yield from self._args(term, operand, [*items, *pairs[at:]], 0)
                 break
@@ -315,7 +316,7 @@ class Search:
     def _captured(self, term: OpTerm, operand: Any, name: str, wanted: CaptureTerm, given: Any) -> bool:
         """Whether this argument fits the capture, which is bound then."""
         if given is None:
-            if is_scalar(wanted.capture):
+            if wanted.capture.scalar:
                 given = SPECS[term.op].defaults.get(name)
             if is_optional(wanted.capture) and self.bound.get(wanted) is None:
                 if wanted not in self.bound:
@@ -373,7 +374,7 @@ class Search:
     def _capture(self, term: CaptureTerm, operand: Any) -> bool:
         """Whether an operand fits a capture, which is bound then."""
         capture: Any = term.capture  # its fields depend on its kind, which is asked first
-        if is_scalar(capture):
+        if capture.scalar:
             if not is_a_scalar(operand, capture.type):
                 self.fail("LITERAL", term, operand, f"a {capture.type.__name__} for {term.name}", _literal(operand))
                 return False
@@ -382,7 +383,7 @@ class Search:
         if not isinstance(operand, Value) or operand.owner is not None:
             self.fail("OP", term, operand, f"a tensor for {term.name}", operand)
             return False
-        if is_param(capture):
+        if capture.param:
             problem = not_a_parameter(operand)
             if problem is not None:
                 self.fail("NOT_A_PARAM", term, operand, term.name, problem)
@@ -612,7 +613,7 @@ class Search:
 
 def _dims_of(term: CaptureTerm) -> Iterator[Dim]:
     capture: Any = term.capture
-    return iter(()) if is_scalar(capture) else capture.named_dims()
+    return iter(()) if capture.scalar else capture.named_dims()
 
 
 def _is_cast(term: Term) -> bool:

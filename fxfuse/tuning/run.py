@@ -10,6 +10,7 @@ from torch import nn
 
 from fxfuse import library, results
 from fxfuse.authoring import Pattern, Region
+from fxfuse.authoring.captures import is_param
 from fxfuse.authoring.sizes import dims_in
 from fxfuse.capture import capture, positional
 from fxfuse.checking.examples import Example
@@ -167,13 +168,15 @@ def sizing_of(way: Way, sizes: Mapping[str, int], rows: int) -> Sizing:
 
 
 def _model(example: Example, device: torch.device) -> tuple[nn.Module, list[torch.Tensor]]:
-    """The reference as a model on a device, and its inputs."""
-    tensors = dict(_on(example.tensors(), device))
+    """The reference as a model on a device, and its inputs; zeros, for only their form is looked at."""
+    tensors = dict(_zeros(example, device))
     module = example.module(tensors)
     return module, [tensors[str(n.target)] for n in module.graph.find_nodes(op="placeholder")]
 
 
-def _on(tensors: Mapping[str, torch.Tensor], device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in tensors.items():
-        moved = tensor.detach().to(device)
-        yield name, nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
+def _zeros(example: Example, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in example.way.tensors:
+        capture = example.pattern.captures[name]
+        for element in example.way.elements(name):
+            made = torch.zeros(example.sizing.shape(name, capture), dtype=example.dtype_of(name), device=device)
+            yield element, nn.Parameter(made, requires_grad=False) if is_param(capture) else made

@@ -27,6 +27,9 @@ from fxfuse.rewriting import Editor
 from fxfuse.tuning.timing import Bench, Call, TuningError
 from fxfuse.view import LeafKind
 
+_WITHOUT_GRAPHS = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}
+"""The modes that record CUDA graphs, as which every arm is timed already, and what they are without."""
+
 AGREES = 0.05
 """The largest RMS error, relative to the site's own result, with which an arm computes the same thing."""
 
@@ -112,6 +115,7 @@ def _another(values: Sequence[Any], rotated: Sequence[int]) -> list[Any]:
 def _compiled(module: fx.GraphModule, inner: str, mode: str | None) -> Callable[..., Any]:
     if inner == "eager":
         return module.forward
+    mode = _WITHOUT_GRAPHS.get(mode, mode) if mode is not None else None
     keywords: Mapping[str, Any] = {"mode": mode} if mode is not None else {}
     return compat.isolated_compile(module, inner, dynamic=False, fullgraph=True, **keywords)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,11 +28,18 @@ class LeafKind(Enum):
 
 @dataclass(frozen=True)
 class Leaf:
-    """An input of a graph. ``position`` is its place in the flat argument list; None for an attribute of the graph."""
+    """An input of a graph. ``position`` is its place in the flat argument list; None for an attribute of the graph.
+
+    ``origin`` is its path in the model, or Dynamo's source of it, which only those who ask for the path spell out.
+    """
 
     kind: LeafKind
-    path: str
+    origin: Any
     position: int | None = None
+
+    @cached_property
+    def path(self) -> str:
+        return self.origin if isinstance(self.origin, str) else module_path(self.origin)
 
 
 def classify(node: fx.Node, position: int | None, example: Any) -> Leaf:
@@ -40,12 +47,12 @@ def classify(node: fx.Node, position: int | None, example: Any) -> Leaf:
     if node.op == "get_attr":
         return Leaf(_kind_of_attribute(node, example), str(node.target))
     source = getattr(node, "_dynamo_source", None) or getattr(node.meta.get("grapharg"), "source", None)
-    path = module_path(source) if source is not None else str(node.target)
+    origin = source if source is not None else str(node.target)
     if isinstance(example, torch.nn.Parameter) or isinstance(node.meta.get("example_value"), torch.nn.Parameter):
-        return Leaf(LeafKind.PARAMETER, path, position)
+        return Leaf(LeafKind.PARAMETER, origin, position)
     if source is not None and "_buffers" in _members(source):
-        return Leaf(LeafKind.BUFFER, path, position)
-    return Leaf(LeafKind.INPUT, path, position)
+        return Leaf(LeafKind.BUFFER, origin, position)
+    return Leaf(LeafKind.INPUT, origin, position)
 
 
 def _kind_of_attribute(node: fx.Node, value: Any) -> LeafKind:
@@ -128,8 +135,10 @@ def _members(source: Any) -> list[str]:
     members: list[str] = []
     at = source
     while at is not None:
-        kind: Hashable = type(at)
-        word = _word_of(kind)
+        kind = type(at)
+        word = _WORDS.get(kind)
+        if word is None:
+            word = _WORDS[kind] = _word_of(kind)
         if word:
             members.append(str(getattr(at, word)))
         elif not _CONTAINERS.intersection(members):
@@ -139,7 +148,9 @@ def _members(source: Any) -> list[str]:
     return members[::-1]
 
 
-@functools.cache
+_WORDS: dict[type, str] = {}
+
+
 def _word_of(kind: type) -> str:
     """Under which name one of Dynamo's kinds of source keeps its last step; an empty string for a root."""
     known = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from fxfuse.engine import is_foreign
 from fxfuse.kernels import registry
 
 
@@ -14,4 +13,4 @@ from fxfuse.kernels import registry
 def adapted_for_the_test_only() -> Iterator[None]:
     yield
     for known in registry._REGISTRY.values():
-        known[:] = [kernel for kernel in known if not is_foreign(kernel)]
+        known[:] = [kernel for kernel in known if not getattr(kernel.function, "is_foreign", False)]

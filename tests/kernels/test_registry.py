@@ -15,7 +15,7 @@ from torch import nn
 
 import fxfuse
 from fxfuse import Dim, Input, Param, PatternError, kernel, machine, pattern
-from fxfuse.kernels import SiteFacts, candidates, choose, kernels_for, named, registry, why_none
+from fxfuse.kernels import SiteFacts, candidates, choose, kernels_for, lazy, named, registry, why_none
 
 D, N = Dim("d"), Dim("n")
 
@@ -257,6 +257,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (package / "broken.py").write_text("import not_installed_anywhere")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "lazily_of_test"
+    lazy._load.cache_clear()
     for name in [n for n in sys.modules if n.startswith("lazily_of_test")]:
         del sys.modules[name]
 
@@ -275,6 +276,15 @@ def test_an_implementation_is_imported_only_when_it_is_chosen(scaled: Any, elsew
     assert run(scaled, kernels={scaled.name: "here"}).kernel == "here"
     assert f"{elsewhere}.heavy" not in sys.modules
     assert run(scaled, kernels={scaled.name: "lazy"}).kernel == "lazy"
+    assert f"{elsewhere}.heavy" in sys.modules
+
+
+def test_a_pass_has_the_ops_of_a_cached_graph_at_hand_but_none_for_other_devices(scaled: Any, elsewhere: str) -> None:
+    kernel(scaled, name="there", device="xpu", implementation=f"{elsewhere}.heavy:fast", default=True)
+    fxfuse.InductorPass(patterns=[scaled]).uuid()
+    assert f"{elsewhere}.heavy" not in sys.modules
+    kernel(scaled, name="lazy", device=("cpu", "cuda"), implementation=f"{elsewhere}.heavy:fast", default=True)
+    fxfuse.InductorPass(patterns=[scaled]).uuid()
     assert f"{elsewhere}.heavy" in sys.modules
 
 

@@ -167,6 +167,21 @@ def test_what_cannot_be_meant_is_refused(more: dict[str, Any], said: str) -> Non
     assert said in str(refused.value)
 
 
+@pytest.mark.gpu
+def test_on_a_card_calls_are_recorded_and_timed_by_the_device() -> None:
+    bench = Bench(seconds=0.5)
+    sizes = {"hidden": 1024, "intermediate": 3072, "out": 1024}
+    (entry,) = tune_pattern(PATTERN, sizes, rows=(1,), device="cuda", inner="eager", bench=bench)
+    assert entry.machine.device == "cuda"
+    assert {LEFT_ALONE, "plain", "stacked", "triton_decode"} <= set(entry.arms)
+    bytes_read = 3 * 1024 * 3072 * 2
+    for name, arm in entry.arms.items():
+        assert arm.ms > bytes_read / 10e12 * 1e3, f"{name} reads faster than any memory"
+    (again,) = tune_pattern(PATTERN, sizes, rows=(1,), device="cuda", inner="eager", bench=bench, keep=False)
+    for name, arm in again.arms.items():
+        assert 0.7 < arm.ms / entry.arms[name].ms < 1.4
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 ASKED = ["tune", "--pattern", PATTERN, "--shapes", "hidden=16,intermediate=32,out=16", "--rows", "2"]

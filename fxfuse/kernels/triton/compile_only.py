@@ -36,6 +36,9 @@ class Compilable(Protocol):
     @property
     def num_warps(self) -> int: ...
 
+    @property
+    def instruction(self) -> str | None: ...
+
     def source(self) -> ASTSource: ...
 
 
@@ -60,7 +63,7 @@ class Resources:
             return f"{self.job}: spills {self.spills}"
         if self.shared > self.job.target.shared_limit:
             return f"{self.job}: {self.shared} bytes of shared memory, at most {self.job.target.shared_limit}"
-        meant = getattr(self.job, "instruction", None)
+        meant = self.job.instruction
         if meant is not None and not self.matrix.get(meant):
             return f"{self.job}: no {meant} instruction, but {self.instructions or 'none at all'}"
         return None

@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
+from fxfuse import machine
 from fxfuse.kernels.triton.common import (
     ACTS,
     INTERPRETED,
@@ -284,16 +285,15 @@ def _kind(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, act: str) -> st
     return "described_erf" if act == "gelu" else "described"
 
 
-@functools.cache
 def has_descriptors(device: torch.device) -> bool:
     """Whether the card has a copy engine that reads tensor descriptors, and the shared memory for tiles that fill it.
 
     Data-centre cards have both; the interpreter has the engine in software.
     """
-    if device.type == "cuda" and torch.cuda.is_available() and torch.version.hip is None:
-        properties = torch.cuda.get_device_properties(device)
-        return (properties.major, properties.minor) >= (9, 0) and properties.shared_memory_per_block_optin >= _SHARED
-    return bool(INTERPRETED.value)
+    if INTERPRETED.value:
+        return True
+    capability, shared = machine.capability(device), machine.shared_memory(device)
+    return torch.version.hip is None and (capability or (0, 0)) >= (9, 0) and (shared or 0) >= _SHARED
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:

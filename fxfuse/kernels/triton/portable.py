@@ -22,6 +22,7 @@ class Launch:
     signature: Mapping[str, str] = field(hash=False)
     constants: Mapping[str, Any] = field(hash=False)
     num_warps: int
+    instruction: str | None = None
 
     def __str__(self) -> str:
         constants = " ".join(f"{name}={value}" for name, value in self.constants.items())

@@ -83,12 +83,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("dtype", "norm", "act", "biases", "rows", "hidden", "intermediate", "descriptors"), named(CASES)
+    ("dtype", "norm", "act", "biases", "rows", "hidden", "intermediate", "descriptors", "seeds"), named(CASES)
 )
-def test_error_contract(dtype, norm, act, biases, rows, hidden, intermediate, descriptors, request):
+def test_error_contract(dtype, norm, act, biases, rows, hidden, intermediate, descriptors, seeds, request):
     if not descriptors:
         request.getfixturevalue("without_descriptors")
-    for seed in range(5):
+    for seed in seeds:
         check_product(operands(dtype, rows, hidden, intermediate, biases, norm, seed), norm, act)
 
 
