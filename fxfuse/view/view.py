@@ -358,10 +358,15 @@ def operands_in(raw: Any) -> list[Any]:
 
 def _may_be_returned(node: fx.Node) -> bool:
     """Whether the graph returns this node or a view of it."""
-    for user in node.users:
-        spec = ops.spec_of(user)
-        if user.op == "output" or ((spec is None or spec.alias) and _may_be_returned(user)):
-            return True
+    pending, seen = [node], {node}
+    while pending:
+        for user in pending.pop().users:
+            if user.op == "output":
+                return True
+            spec = ops.spec_of(user)
+            if user not in seen and (spec is None or spec.alias):
+                seen.add(user)
+                pending.append(user)
     return False
 
 

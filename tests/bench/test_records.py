@@ -21,9 +21,12 @@ from tests.bench.benching import cell
 def data() -> dict[str, Any]:
     made = cell()
     return {
-        "schema": records.SCHEMA, "environment": environment(torch.device("cpu")), "rates": {"copy": 1e10, "bf16": 1e11},
-        "steps": {}, "cells": {key("op", made["what"]): made},
-    }  # fmt: skip
+        "schema": records.SCHEMA,
+        "environment": environment(torch.device("cpu")),
+        "rates": {"copy": 1e10, "bf16": 1e11},
+        "steps": {},
+        "cells": {key("op", made["what"]): made},
+    }
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
