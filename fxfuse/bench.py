@@ -15,8 +15,9 @@ SUITES = {
     "model": "prefill and decode of whole models, in tokens per second",
     "compile": "seconds to compile, from empty caches",
     "memory": "bytes that each arm holds, and takes at the peak",
+    "kernels": "every kernel that can run here against float64, at sizes that fill its tiles and that do not",
     "tune": "what `fxfuse tune` measures, at the op suite's shapes: later compiles choose kernels by it",
-    "all": "the kernels' tests (on an accelerator), tune, op, model, compile and memory, within 25 minutes",
+    "all": "kernels, the tests that need an accelerator, tune, op, model, compile and memory, within 25 minutes",
 }
 
 DEVICES = ("cpu", "cuda")
@@ -48,14 +49,14 @@ def _add_suite(parser: argparse.ArgumentParser, suite: str) -> None:
     add("--seconds", type=float, help="for the turns of one cell (op) or one arm (model)")
     add("--inner", choices=("inductor", "aot_eager", "eager"), default="inductor", help="what compiles every arm")
     add("--list", action="store_true", help="list the arms, and why which of them cannot run here")
-    if suite not in ("tune", "all"):
+    if suite not in ("kernels", "tune", "all"):
         add("--arms", nargs="+", metavar="NAME", help="only these, and those that ratios are to")
     if suite in ("op", "tune", "all"):
         add("--pattern", action="append", metavar="NAME", help="may be given several times")
         add("--widths", nargs="+", choices=WIDTHS, help="the models whose widths are taken")
         add("--rows", nargs="+", type=positive, metavar="N")
         add("--cache-mib", type=positive, metavar="N", help="the last-level cache (default: as the machine tells)")
-    if suite not in ("op", "tune"):
+    if suite not in ("op", "kernels", "tune"):
         add("--models", nargs="+", metavar="NAME", help="smollm2, 0.6b, 8b")
         add("--layers", type=positive, metavar="N", help="of the random models")
         add("--vocabulary", type=positive, metavar="N", help="of the random models")

@@ -97,14 +97,15 @@ MODULES: dict[str, dict[str, Maker]] = {
 }
 
 
+_HOW = {"by hand": "by hand here", "liger": "over Liger here"}
+
+
 def maker(module: str, pattern: str) -> Maker | str:
     """What makes the module of an arm for a pattern, or why there is none."""
     found = MODULES[module].get(pattern)
     if found is not None:
         return found
-    if module == "liger":
-        return f"Liger has no function for {pattern}"
-    return f"{pattern} has no sibling weights to stack"
+    return f"no module of {pattern} is written {_HOW[module]}"
 
 
 def stack_model(model: Any) -> int:

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         outcome = one(args.suite, plan, Budget(args.budget))
     for line in suites.words(outcome):
         console.print(line, soft_wrap=True)
-    if args.suite != "tune":
+    if args.suite not in ("kernels", "tune"):
         console.print(f"figures: {file.path}; `fxfuse bench page` makes tables of them", soft_wrap=True)
     return 1 if outcome.failed else 0
 
@@ -114,7 +114,7 @@ def _show_arms(suite: str, plan: Plan, console: Console) -> None:
     for name in ("suite", "arm", "what it is", "here"):
         table.add_column(name, overflow="fold")
     for one in everything.SUITES if suite == "all" else (suite,):
-        for arm in [a for p in plan.patterns for a in op.arms_of(p)] if one in ("op", "tune") else ARMS[MODEL]:
+        for arm in ARMS[MODEL] if one in suites.MODELS_OF else [a for p in plan.patterns for a in op.arms_of(p)]:
             table.add_row(one, arm.name, arm.what, absent(arm, plan.device.type, plan.inner) or "runs")
     console.print(table)
 

@@ -1,4 +1,4 @@
-"""`fxfuse bench all`: the kernels' tests, tuning, and every suite, each with its share of the time."""
+"""`fxfuse bench all`: the kernels against float64, tests, tuning and every suite, each with its share of the time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fxfuse.benchmarks.budget import Budget
 from fxfuse.benchmarks.records import File
 from fxfuse.benchmarks.suites import Outcome, Plan
 
-SHARES = {"tests": 12, "tune": 18, "op": 34, "model": 22, "compile": 8, "memory": 6}
+SHARES = {"kernels": 8, "tests": 4, "tune": 18, "op": 34, "model": 22, "compile": 8, "memory": 6}
 """How the time is split among the steps; what one does not use is there for those that follow."""
 
 SUITES = tuple(step for step in SHARES if step != "tests")
@@ -21,7 +21,7 @@ SUITES = tuple(step for step in SHARES if step != "tests")
 CUDA_SECONDS = 1500.0
 """What a run may take on a CUDA device where nobody says: 25 minutes."""
 
-KERNEL_TESTS = os.path.join("tests", "kernels")
+TESTS = "tests"
 
 Run = Callable[[str, Plan, Budget], Outcome]
 
@@ -42,7 +42,7 @@ def run_everything(plan: Plan, file: File, seconds: float | None, run: Run, say:
         share = None if left is None else left * part
         say(f"{step}{'' if share is None else f', at most {share:.0f} s'}")
         if step == "tests":
-            file.steps["tests"] = kernel_tests(plan.device.type, share)
+            file.steps["tests"] = device_tests(plan.device.type, share)
             file.save()
             say(file.steps["tests"])
         elif step == "tune":
@@ -50,18 +50,20 @@ def run_everything(plan: Plan, file: File, seconds: float | None, run: Run, say:
             file.steps["tune"] = f"{found.done} measured, {found.kept} were there, {found.left} left out"
             file.save()
             outcome.add(found)
+        elif step == "kernels":
+            outcome.add(run(step, plan, Budget(share)))
         else:
             outcome.add(run(step, plan if step == "op" else replace(plan, dtypes=plan.dtypes[:1]), Budget(share)))
     return outcome
 
 
-def kernel_tests(device: str, seconds: float | None) -> str:
-    """Run the tests of the kernels where the sources are at hand; what came of it, in words."""
+def device_tests(device: str, seconds: float | None) -> str:
+    """Run the tests that need an accelerator, where the sources are at hand; what came of it, in words."""
     if device != "cuda":
-        return "not run: they are for an accelerator; `make test` runs the interpreted ones"
-    if not os.path.isdir(KERNEL_TESTS):
-        return f"not run: there is no folder {KERNEL_TESTS} here"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests"]
+        return "not run: they need an accelerator"
+    if not os.path.isdir(TESTS):
+        return f"not run: there is no folder {TESTS} here"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", TESTS]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:

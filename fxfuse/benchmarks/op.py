@@ -121,11 +121,11 @@ def _absent(arm: Arm, made: Subject, device: torch.device, inner: str) -> str | 
         found = maker(arm.module, made.example.pattern.name)
         why = found if isinstance(found, str) else None
     if why is None and arm.kernel:
-        why = _unmet(made, inner).get(arm.kernel)
+        why = unmet(made, inner).get(arm.kernel)
     return why
 
 
-def _unmet(made: Subject, inner: str) -> dict[str, str]:
+def unmet(made: Subject, inner: str) -> dict[str, str]:
     """Which kernels cannot run the subject, and why not."""
     pattern = made.example.pattern
     model = made.module(made.module_class(), made.weights())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fxfuse import results
-from fxfuse.benchmarks import apart, model, op
+from fxfuse.benchmarks import apart, checks, model, op
 from fxfuse.benchmarks.arms import ARMS, BASE, EAGER, INDUCTOR, MODEL, Arm, chosen
 from fxfuse.benchmarks.budget import Budget
 from fxfuse.benchmarks.environment import load
@@ -21,6 +21,9 @@ from fxfuse.benchmarks.shapes import DTYPES, WIDTHS, OpCell, op_cells
 from fxfuse.errors import FxfuseError, unknown
 from fxfuse.machine import machine_of
 from fxfuse.tuning import Bench, tune_pattern
+
+OPS, MODELS_OF = ("op", "tune"), ("model", "compile", "memory")
+"""Suites of sites, and of models."""
 
 Said = Callable[[str], None]
 
@@ -116,14 +119,16 @@ def check(suite: str, plan: Plan) -> None:
         for name in given:
             if name not in valid:
                 raise BenchError(f"{flag}: " + unknown(kind, name, valid))
-    for pattern in plan.patterns if suite in ("op", "tune") else ():
+    for pattern in plan.patterns if suite in OPS else ():
         chosen(op.arms_of(pattern), plan.arms)
-    if suite not in ("op", "tune"):
+    if suite in MODELS_OF:
         chosen(ARMS[MODEL], plan.arms)
 
 
 def tasks(suite: str, plan: Plan, file: File, budget: Budget) -> list[Task]:
     """The cells of a suite, in the order in which they are measured."""
+    if suite == "kernels":
+        return list(_kernel_tasks(plan, file))
     if suite == "tune":
         return list(_tuning_tasks(plan))
     return list(_op_tasks(plan, file) if suite == "op" else _model_tasks(suite, plan, file, budget))
@@ -200,6 +205,22 @@ def _model_tasks(suite: str, plan: Plan, file: File, budget: Budget) -> Iterator
                 _give_back(plan.device)
 
             yield Task(cell, _has(file, cell, arms), run)
+
+
+def _kernel_tasks(plan: Plan, file: File) -> Iterator[Task]:
+    """Every pattern in every dtype, whatever is timed: these are small."""
+    for pattern in checks.patterns():
+        for dtype in DTYPES:
+
+            def run(said: Said, pattern: str = pattern, dtype: str = dtype) -> None:
+                file.steps.pop(f"kernels/{pattern}/{dtype}", None)
+                count = checks.check(pattern, dtype, plan.device, said, inner=plan.inner)
+                file.steps[f"kernels/{pattern}/{dtype}"] = f"{count} results within the contract"
+                file.save()
+                _give_back(plan.device)
+
+            name = f"kernels/{pattern}/{dtype}"
+            yield Task(name, lambda name=name: name in file.steps, run)  # type: ignore[misc]
 
 
 def _tuning_tasks(plan: Plan) -> Iterator[Task]:

@@ -154,7 +154,7 @@ def _by_measurement(
     for arm, made in arms:
         wins = _beats(times[arm], bar)
         if made is None:
-            if kernels and (safe is None or (known and wins)):
+            if kernels and (safe is None or wins):
                 return None, Loss(f"measured to be no faster: {kernels[0]} is {found.words(kernels[0])}")
         elif made is safe:
             return safe, f"measured as fast as any: {found.words(arm)}"

@@ -111,7 +111,7 @@ def test_a_module_by_hand_reads_its_own_stacked_weight() -> None:
     with torch.no_grad():
         module.gate_up.zero_()
     assert module(made.inputs[0]).abs().max() == 0
-    assert maker("by hand", "rms_norm") == "rms_norm has no sibling weights to stack"
+    assert maker("by hand", "rms_norm") == "no module of rms_norm is written by hand here"
 
 
 def test_the_order_of_cells_has_something_of_each_regime_first() -> None:

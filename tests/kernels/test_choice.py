@@ -122,6 +122,12 @@ def test_a_measured_loss_leaves_the_site_and_names_device_shape_and_ratio() -> N
         assert words in site.reason
 
 
+def test_that_others_lose_says_nothing_of_a_default_that_was_not_measured() -> None:
+    results.save([entry({LEFT_ALONE: 1.0, "stacked": 2.0})])
+    site = sole(weights="auto")
+    assert (site.kernel, site.why_kernel) == ("plain", "the narrowest kernel that can run; not measured on this device")
+
+
 def test_what_the_user_named_is_placed_all_the_same(register: Any) -> None:
     register("quick")
     results.save([entry({LEFT_ALONE: 1.0, "plain": 3.0, "quick": 2.0})])
