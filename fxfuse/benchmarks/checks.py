@@ -14,7 +14,7 @@ import torch
 from fxfuse import library
 from fxfuse.authoring import Pattern, Region
 from fxfuse.benchmarks.errors import BenchError
-from fxfuse.benchmarks.op import unmet
+from fxfuse.benchmarks.ready import refused
 from fxfuse.benchmarks.sets import subject, tensors_in
 from fxfuse.benchmarks.shapes import DTYPES
 from fxfuse.errors import first_line
@@ -77,8 +77,8 @@ def _at(
     found = next(iter(sites_of(model, made.inputs, {}, [pattern], inner, None).values()), None)
     if found is None:
         return [f"{name} does not match its own reference ({where})"], 1
-    refused = unmet(made, inner)
-    able = [kernel for kernel in kernels_for(pattern).values() if kernel.name not in refused]
+    unable = refused(pattern, found.facts)
+    able = [kernel for kernel in kernels_for(pattern).values() if kernel.name not in unable]
     problems = []
     for kernel in able:
         progress(f"{kernel.name}, {where}")
@@ -102,10 +102,10 @@ def _wrong(found: Found, kernel: Kernel, placement: str) -> str | None:
 
 def _on_nothing(found: Found, kernel: Kernel, placement: str) -> str | None:
     """What is wrong with a kernel's results where there is no row, and so no number to compare."""
-    site, values = _isolated(found, kernel, placement)
     try:
+        site, values = _isolated(found, kernel, placement)
         fused = tensors_in(site.fused(values))
-    except Exception as error:  # whatever its launch raises
+    except Exception as error:  # whatever the kernel or its launch raises
         return f"kernel {kernel.name}: {first_line(error)}"
     forms = [[(t.shape, t.dtype) for t in results] for results in (fused, tensors_in(site.original(values)))]
     return None if forms[0] == forms[1] else f"kernel {kernel.name} gives {forms[0]}; the site gives {forms[1]}"

@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fxfuse.benchmarks import everything, op, page, records, shapes, suites
+from fxfuse.benchmarks import everything, op, page, records, shapes, suites, tables
 from fxfuse.benchmarks.arms import ARMS, MODEL, absent
 from fxfuse.benchmarks.budget import Budget
 from fxfuse.benchmarks.environment import check_device, environment
+from fxfuse.benchmarks.plan import MODELS_OF, Plan, check
 from fxfuse.benchmarks.records import File
-from fxfuse.benchmarks.suites import Outcome, Plan
+from fxfuse.benchmarks.running import Outcome, run_all, words
 
 PATTERNS = ("rms_norm_gated_mlp",)
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     plan = plan_of(args)
     for suite in everything.SUITES if args.suite == "all" else (args.suite,):
-        suites.check(suite, plan)
+        check(suite, plan)
     if args.list:
         _show_arms(args.suite, plan, console)
         return 0
@@ -45,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
         outcome = everything.run_everything(plan, file, limit, one, partial(console.print, soft_wrap=True))
     else:
         outcome = one(args.suite, plan, Budget(args.budget))
-    for line in suites.words(outcome):
+    for section in tables.SECTIONS[args.suite](file) if args.suite in tables.SECTIONS else ():
+        console.print(section, "\n", soft_wrap=True)
+    for line in words(outcome):
         console.print(line, soft_wrap=True)
     if args.suite not in ("kernels", "tune"):
         console.print(f"figures: {file.path}; `fxfuse bench page` makes tables of them", soft_wrap=True)
@@ -86,7 +89,7 @@ def _suite(file: File, console: Console, suite: str, plan: Plan, budget: Budget)
     """One suite, with a line for each cell, and a bar on a terminal."""
     todo = suites.tasks(suite, plan, file, budget)
     with _shown(console, suite, len(todo)) as on:
-        return suites.run_all(todo, resume=plan.resume, budget=budget, on=on)
+        return run_all(todo, resume=plan.resume, budget=budget, on=on)
 
 
 @contextmanager
@@ -114,7 +117,7 @@ def _show_arms(suite: str, plan: Plan, console: Console) -> None:
     for name in ("suite", "arm", "what it is", "here"):
         table.add_column(name, overflow="fold")
     for one in everything.SUITES if suite == "all" else (suite,):
-        for arm in ARMS[MODEL] if one in suites.MODELS_OF else [a for p in plan.patterns for a in op.arms_of(p)]:
+        for arm in ARMS[MODEL] if one in MODELS_OF else [a for p in plan.patterns for a in op.arms_of(p)]:
             table.add_row(one, arm.name, arm.what, absent(arm, plan.device.type, plan.inner) or "runs")
     console.print(table)
 

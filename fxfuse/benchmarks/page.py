@@ -18,20 +18,25 @@ BEGIN = "<!-- begin: made by `fxfuse bench page` -->"
 END = "<!-- end -->"
 PLOTS = "plots"
 
-CUDA_COMMAND = "fxfuse bench all --device cuda"
+_NOTHING = {
+    "cuda": "Not measured: not on an H200, and on no other card. The command that does it within 25 minutes: "
+    "`fxfuse bench all --device cuda`, then `fxfuse bench page`.",
+    "cpu": "Not measured. The command that does it: `fxfuse bench all --device cpu`, then `fxfuse bench page`.",
+}
 
 _SUITES = (
-    ("op", "One site by itself", tables.op_sections,
+    ("op", "One site by itself",
      "Times as fast as `inductor` (torch.compile's default); below 1 is slower, and an arm of fxfuse below "
      f"{tables.LOSS} is bold. Weights are rotated around at least five times the last-level cache. †: further from "
      "float64 than twice eager's error and a floor. Bandwidth counts weights, input and output once, as a part of a "
      "measured copy (read and written, so a kernel that mostly reads can exceed it); the matmul rate is that of a "
      "measured square matmul. Load: processes that wanted to run when the cell began."),
-    ("model", "Prefill and decode", tables.model_sections,
-     "A static cache, greedy decoding, batch 1, arms in turns; medians."),
-    ("compile", "Compile time", tables.compile_sections,
+    ("model", "Prefill and decode",
+     "A static cache, greedy decoding, batch 1, arms in turns; medians. Tokens: whether the ids are eager's; where two "
+     "choices are close, as they are with random weights, low precision may take the other."),
+    ("compile", "Compile time",
      "From empty caches, each arm in a process of its own; prefill and decode are a graph each."),
-    ("memory", "Memory", tables.memory_sections,
+    ("memory", "Memory",
      "Each arm in a process of its own: the card's memory, or resident bytes on a CPU, where Inductor's own code "
      "counts as well."),
 )  # fmt: skip
@@ -45,9 +50,7 @@ def generated(files: Sequence[File]) -> str:
         if own:
             parts += [section for file in own for section in _machine(file, title)]
         else:
-            flag = CUDA_COMMAND if device == "cuda" else "fxfuse bench op"
-            parts.append(f"## {title}\n\nNot measured. The command that fills this section in: `{flag}`, then "
-                         "`fxfuse bench page`.")  # fmt: skip
+            parts.append(f"## {title}\n\n{_NOTHING[device]}")
     return "\n\n".join(parts)
 
 
@@ -109,8 +112,8 @@ def _text_of(path: str) -> str | None:
 
 def _machine(file: File, title: str) -> Iterator[str]:
     yield f"## {title}: {file.environment['name']}\n\n{_setting(file)}"
-    for suite, heading, sections, text in _SUITES:
-        found = sections(file)
+    for suite, heading, text in _SUITES:
+        found = tables.SECTIONS[suite](file)
         if suite == "op":
             found = [_with_plot(file, section) for section in found]
         if found:
@@ -131,6 +134,7 @@ def _plot_name(file: File, group: tuple[str, ...]) -> str:
 
 
 def _setting(file: File) -> str:
+    """What it was measured on, and what was checked there."""
     had = file.environment
     versions = [f"torch {had['torch']}", f"Triton {had['triton']}", f"transformers {had['transformers']}"]
     versions += [f"Python {had['python']}", f"fxfuse {had['fxfuse']}"]
@@ -146,4 +150,5 @@ def _setting(file: File) -> str:
         f"Figures: `{os.path.basename(file.path)}`.",
         f"Every arm was compiled by `{had['inner']}`, not by Inductor." if had["inner"] != "inductor" else "",
     ]
+    lines += [f"{step}: {what}." for step, what in sorted(file.steps.items())]
     return " ".join(line for line in lines if line)

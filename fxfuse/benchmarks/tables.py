@@ -91,6 +91,8 @@ def _to_best(cell: Cell, figure: Callable[[Mapping[str, Any]], float]) -> str:
 def _op_rates(file: File, cells: Sequence[Cell], dtype: str) -> str:
     header = ["rows", "fxfuse ran", "of copy bandwidth", "of matmul rate", "best other: bandwidth, matmul",
               "error, fxfuse", "error, eager", "load"]  # fmt: skip
+    launched = any("launched_ms" in figures for cell in cells for figures in cell["arms"].values())
+    header += ["launched from Python, to inductor"] if launched else []
     rows = []
     for cell in cells:
         ours, best = cell["arms"].get(FXFUSE), best_other(cell, _ms)
@@ -103,6 +105,7 @@ def _op_rates(file: File, cells: Sequence[Cell], dtype: str) -> str:
             error,
             f"{cell['eager_error_rms']:.1e}",
             number(cell["load"], 2),
+            *([_ratio(cell, FXFUSE, lambda f: float(f["launched_ms"]))] if launched else []),
         ])  # fmt: skip
     return table(header, rows, left=2)
 
@@ -185,3 +188,12 @@ def _not_run(cells: Sequence[Cell]) -> list[str]:
         return []
     words = [f"{', '.join(f'`{arm}`' for arm in arms)} ({why})" for why, arms in reasons.items()]
     return [f"Not run: {'; '.join(words)}."]
+
+
+SECTIONS: dict[str, Callable[[File], list[str]]] = {
+    "op": op_sections,
+    "model": model_sections,
+    "compile": compile_sections,
+    "memory": memory_sections,
+}
+"""The tables of each suite."""

@@ -46,7 +46,7 @@ def _key(site: Site) -> tuple[object, ...]:
     shape = tuple(map(_masked, site.modules))
     reason = _masked(site.reason)
     place = site.detail.pattern_line if site.detail else ""
-    facts = (site.kernel, site.weights, site.matched_nodes, place, site.numbers is None)
+    facts = (site.kernel, _measurement(site), site.weights, site.matched_nodes, place, site.numbers is None)
     return site.outcome, tuple(sorted(site.variant.items())), shape, site.code, reason, *facts
 
 
@@ -65,7 +65,8 @@ def _group(group: Sequence[Site]) -> list[str]:
     else:
         shared, extra = sum(s.shared_bytes for s in group), sum(s.extra_bytes for s in group)
         weights = first.weights + (f" ({_bytes(shared)} in place)" if shared else "")
-        what = f"{variant}  kernel={first.kernel} weights={weights}".lstrip() + (f" +{_bytes(extra)}" if extra else "")
+        what = f"{variant}  kernel={first.kernel}{_measurement(first)} weights={weights}".lstrip()
+        what += f" +{_bytes(extra)}" if extra else ""
     lines = [f"  x{len(group)} {merge_paths([s.modules for s in group])}  {what}".rstrip()]
     if first.outcome != "rewritten" and first.detail is not None:
         lines += _reason(first.detail, first.modules)
@@ -79,6 +80,14 @@ def _group(group: Sequence[Site]) -> list[str]:
         lines.append(f"     verified, off from float64 by {worst}")
     notes = dict.fromkeys(note for s in group for note in s.notes)
     return lines + [f"     note: {note}" for note in notes]
+
+
+def _measurement(site: Site) -> str:
+    """What is known of the kernel's speed, where nobody asked for it by name."""
+    ratio = re.search(r"(\d+\.\d+x) as fast as left alone", site.why_kernel)
+    if ratio is not None:
+        return f" ({ratio.group(1)} as fast)"
+    return " (not measured)" if "not measured" in site.why_kernel else ""
 
 
 def _reason(reason: ReasonRecord, modules: Sequence[str]) -> list[str]:

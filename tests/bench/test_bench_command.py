@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from fxfuse import results
-from fxfuse.benchmarks import everything, suites
+from fxfuse.benchmarks import apart, everything, suites
+from fxfuse.benchmarks.arms import ARMS, chosen
+from fxfuse.benchmarks.arms import MODEL as MODEL_ARMS
 from fxfuse.cli import main
 from tests.bench.benching import MODEL, OP, PATTERN, bench, the_file, use_tiny
 
@@ -73,15 +75,25 @@ def test_a_model_is_measured(tmp_path: Path) -> None:
     assert cell["skipped"]["reduce-overhead"] == "needs a cuda device"
 
 
-def test_compile_and_memory_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
+def test_compile_and_memory_are_measured_in_processes_of_their_own() -> None:
     pytest.importorskip("transformers")
-    assert bench("compile", tmp_path, *MODEL, "--arms", "fxfuse") == 0
-    assert bench("memory", tmp_path, *MODEL, "--arms", "eager", "--resume") == 0
-    compiled, memory = (the_file(tmp_path).cells[f"{s}/tiny/fp32/1/4"] for s in ("compile", "memory"))
-    assert compiled["arms"]["fxfuse"]["seconds"] > compiled["arms"]["fxfuse"]["own_seconds"] > 0
-    assert compiled["arms"]["eager"]["seconds"] == 0
-    assert compiled["arms"]["fxfuse"]["graphs"] == 2
-    assert memory["arms"]["eager"]["peak"] >= memory["arms"]["eager"]["held"] > memory["arms"]["eager"]["weights"] > 0
+    seen: list[dict[str, Any]] = []
+
+    def measured(suite: str, arm: str, had: Any = None) -> dict[str, Any]:
+        what, arms = {"model": "tiny", "dtype": "fp32"}, chosen(ARMS[MODEL_ARMS], [arm, "reduce-overhead"])
+        how: Any = {"prompt_tokens": 4, "layers": 1, "vocabulary": None, "inner": "eager", "had": had}
+        apart.measure(suite, what, arms, torch.device("cpu"), progress=lambda _: None, keep=seen.append, **how)
+        return seen[-1]
+
+    compiled = measured("compile", "fxfuse")
+    assert compiled["skipped"] == {"reduce-overhead": "needs a cuda device"}
+    ours = compiled["arms"]["fxfuse"]
+    assert ours["seconds"] > ours["own_seconds"] > 0
+    assert ours["graphs"] == 2
+    memory = measured("memory", "eager")["arms"]["eager"]
+    assert memory["peak"] >= memory["held"] > memory["weights"] > 0
+    had = {"arms": {"fxfuse": {"seconds": 7.0}}, "skipped": {}}
+    assert measured("compile", "fxfuse", had)["arms"] == had["arms"], "what is there is not measured again"
 
 
 def test_tuning_fills_the_results_that_compiles_choose_by(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +115,7 @@ def test_everything_has_its_share_and_leaves_one_file(tmp_path: Path, monkeypatc
     monkeypatch.setattr(suites, "tasks", seen)
     models = ["--models", "tiny", "--layers", "1", "--prompt-tokens", "4"]
     assert bench("all", tmp_path, *OP, *models, "--budget", "600") == 0
-    assert [suite for suite, _ in given] == ["tune", "op", "model", "compile", "memory"]
+    assert [suite for suite, _ in given] == ["kernels", "tune", "op", "model", "compile", "memory"]
     assert all(left is not None and 0 < left < 600 for _, left in given)
     file = the_file(tmp_path)
     assert {cell["suite"] for cell in file.cells.values()} == {"op", "model"}

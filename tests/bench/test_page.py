@@ -70,7 +70,7 @@ def test_what_stands_outside_of_the_marks_stays(tmp_path: Path) -> None:
     name.write_text(f"# Ours\n\n{page.BEGIN}\nstale words\n{page.END}\n\nBelow.\n")
     page.write(str(tmp_path / "results"), str(name))
     text = name.read_text()
-    assert text.startswith(f"# Ours\n\n{page.BEGIN}\n\n## GPU\n\nNot measured.")
+    assert text.startswith(f"# Ours\n\n{page.BEGIN}\n\n## GPU\n\nNot measured:")
     assert text.endswith(f"{page.END}\n\nBelow.\n")
     assert "stale words" not in text
     name.write_text("# Without marks\n")
@@ -81,7 +81,8 @@ def test_what_stands_outside_of_the_marks_stays(tmp_path: Path) -> None:
 
 def test_nothing_measured_is_said_with_the_command_that_measures(tmp_path: Path) -> None:
     text = page.generated([])
-    assert "Not measured. The command that fills this section in: `fxfuse bench all --device cuda`" in text
+    assert "Not measured: not on an H200" in text
+    assert "`fxfuse bench all --device cuda`" in text
     assert "## CPU" in text
 
 

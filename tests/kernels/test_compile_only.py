@@ -17,7 +17,7 @@ from fxfuse.kernels.triton import norm_gated_mlp_decode as decode
 from fxfuse.kernels.triton.tiles import CONFIGS
 
 TARGETS = {target.name: target for target in shipped.TARGETS}
-EVERY = 12  # how many targets and cases a tile waits for its next turn: the more, the shorter this test
+EVERY = 12  # of so many tiles a target compiles one; the more, the shorter this test
 
 
 def combination(job):

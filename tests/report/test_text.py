@@ -68,6 +68,19 @@ def test_thirty_equal_sites_are_one_line() -> None:
     ]
 
 
+def test_what_is_known_of_a_kernels_speed_stands_beside_it() -> None:
+    said = {
+        "": "kernel=plain weights",
+        "asked for by name": "kernel=plain weights",
+        "the narrowest kernel that can run; not measured on this device": "kernel=plain (not measured) weights",
+        "measured fastest: 1.31x as fast as left alone (a card, 8 rows)": "kernel=plain (1.31x as fast) weights",
+    }
+    for why, words in said.items():
+        assert words in text(replace(REWRITTEN, why_kernel=why))[3]
+    mixed = text(*(replace(site, why_kernel=why) for site, why in zip(layers(REWRITTEN, range(4)), said, strict=True)))
+    assert [line.split()[0] for line in mixed[3:6]] == ["x2", "x1", "x1"]
+
+
 def test_a_near_miss_shows_pattern_graph_and_reader() -> None:
     assert text(MISSED) == [
         "fxfuse: rewrote nothing in 1 graph of 1234 nodes; 1 missed (0.00 s)",

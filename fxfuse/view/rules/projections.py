@@ -137,8 +137,13 @@ def _labels(equation: str) -> tuple[list[str], list[str], list[str]] | None:
 
 
 def _of_one_size(x: Value, w: Value, place: int, batched: bool) -> bool:
-    """Whether contracted and batch dimensions are of one size each: einsum would broadcast one of size one."""
+    """Whether contracted and batch dimensions are of one size each: einsum would broadcast one of size one.
+
+    Of two dtypes a product of nothing (no rows) is no error in einsum, and is one in ``linear``.
+    """
     left, right = x.shape or (), w.shape or ()
+    if x.dtype != w.dtype:
+        return False
     if not left or len(right) < 2 or not same_size(left[-1], right[place]):
         return False
     return same_shape(left[:-2], right[:-2]) if batched else len(right) == 2
