@@ -106,15 +106,3 @@ def test_a_site_that_reads_what_another_takes_away_loses() -> None:
     codes = {site.pattern: site.code for site in fxfuse.reports()[-1].sites}
     assert set(codes.values()) == {"", "OVERLAP"}, codes
     assert rewritten(kept_gate, body, x, weights="w").rewritten["kept_gate"] == 1
-
-
-def test_an_einsum_of_two_dtypes_over_no_rows_is_no_linear() -> None:
-    @pattern("exp_of_linear")
-    def exp_of_linear(x: Any = Input(..., D), w: Any = Param(N, D)) -> Any:
-        return torch.exp(F.linear(x, w))
-
-    def body(m: Any, x: Any) -> Any:
-        return torch.exp(torch.einsum("...i,oi->...o", x, m.w))
-
-    assert count(exp_of_linear, body, rand(0, 2, 4), weights="w") == 1
-    assert count(exp_of_linear, body, rand(0, 2, 4, dtype=torch.bfloat16), weights="w") == 0
