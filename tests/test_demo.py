@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxfuse import demo
 from fxfuse.cli import main
 from fxfuse.demo import load as loading
 from fxfuse.demo.compare import first_difference
