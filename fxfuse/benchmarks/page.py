@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from fxfuse.benchmarks import plots, tables
 from fxfuse.benchmarks.errors import BenchError
@@ -28,7 +28,8 @@ _SUITES = (
     ("op", "One site by itself",
      "Times as fast as `inductor` (torch.compile's default); below 1 is slower, and an arm of fxfuse below "
      f"{tables.LOSS} is bold. Weights are rotated around at least five times the last-level cache. †: further from "
-     "float64 than twice eager's error and a floor. Bandwidth counts weights, input and output once, as a part of a "
+     "float64 than twice eager's error and a floor. ~: noise, the middle three fifths of the times lie further apart "
+     f"than by a factor of {tables.NOISE}. Bandwidth counts weights, input and output once, as a part of a "
      "measured copy (read and written, so a kernel that mostly reads can exceed it); the matmul rate is that of a "
      "measured square matmul. Load: processes that wanted to run when the cell began."),
     ("model", "Prefill and decode",
@@ -55,19 +56,25 @@ def generated(files: Sequence[File]) -> str:
 
 
 def drawn(files: Sequence[File]) -> dict[str, str]:
-    """The plots, by file name."""
+    """The plots, by file name: of what is not noise, where that is more than a point."""
     made: dict[str, str] = {}
     for file in files:
         for group, cells in tables.groups(file, "op", ("pattern", "width", "dtype")).items():
-            series: dict[str, list[tuple[int, float]]] = {}
-            for cell in cells:
-                base = cell["arms"].get(tables.BASE)
-                for arm, figures in cell["arms"].items():
-                    if base is not None and arm != tables.BASE:
-                        series.setdefault(arm, []).append((cell["what"]["rows"], base["ms"] / figures["ms"]))
-            if len(cells) > 1 and series:
+            series = _series(cells)
+            if any(len(points) > 1 for points in series.values()):
                 made[_plot_name(file, group)] = plots.lines(f"{', '.join(group)}: times as fast as inductor", series)
     return made
+
+
+def _series(cells: Sequence[tables.Cell]) -> dict[str, list[tuple[int, float]]]:
+    """Of each arm its row counts, and how many times as fast as Inductor's default it was."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for cell in cells:
+        base = cell["arms"].get(tables.BASE)
+        for arm, figures in cell["arms"].items() if base is not None and not tables.is_noise(base, "") else ():
+            if arm != tables.BASE and not tables.is_noise(figures, ""):
+                series.setdefault(arm, []).append((cell["what"]["rows"], base["ms"] / figures["ms"]))
+    return series
 
 
 def write(folder: str, page: str, *, check: bool = False) -> list[str]:
@@ -115,17 +122,16 @@ def _machine(file: File, title: str) -> Iterator[str]:
     for suite, heading, text in _SUITES:
         found = tables.SECTIONS[suite](file)
         if suite == "op":
-            found = [_with_plot(file, section) for section in found]
+            known = drawn([file])
+            found = [_with_plot(file, section, known) for section in found]
         if found:
             yield "\n\n".join([f"### {heading}", text, *found])
 
 
-def _with_plot(file: File, section: str) -> str:
-    heading, _, rest = section.partition("\n\n")
-    group = tuple(part.strip("`# ") for part in heading.split(", "))
-    name = _plot_name(file, group)
-    several = len(tables.groups(file, "op", ("pattern", "width", "dtype"))[group]) > 1
-    return f"{heading}\n\n{rest}\n\n![times as fast as inductor]({PLOTS}/{name})" if several else section
+def _with_plot(file: File, section: str, known: Collection[str]) -> str:
+    heading, _, _ = section.partition("\n\n")
+    name = _plot_name(file, tuple(part.strip("`# ") for part in heading.split(", ")))
+    return f"{section}\n\n![times as fast as inductor]({PLOTS}/{name})" if name in known else section
 
 
 def _plot_name(file: File, group: tuple[str, ...]) -> str:

@@ -12,7 +12,11 @@ BASE, EAGER, FXFUSE = "inductor", "eager", "fxfuse"
 LOSS = 0.98
 """Below this an arm of fxfuse lost, and stands out."""
 
+NOISE = 1.5
+"""The middle three fifths of an arm's times lie further apart than by this factor: its median is marked."""
+
 Cell = Mapping[str, Any]
+Figures = Mapping[str, Any]
 
 
 def is_ours(arm: str) -> bool:
@@ -38,10 +42,29 @@ def arms_in(cells: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(arm for cell in cells for arm in cell["arms"]))
 
 
-def best_other(cell: Cell, figure: Callable[[Mapping[str, Any]], float]) -> tuple[str, float] | None:
+def best_other(cell: Cell, figure: str) -> tuple[str, float] | None:
     """The fastest arm without fxfuse and its time; None where there is none."""
-    times = {arm: figure(figures) for arm, figures in cell["arms"].items() if not is_ours(arm)}
+    times = {arm: figures[f"{figure}ms"] for arm, figures in cell["arms"].items() if not is_ours(arm)}
     return min(times.items(), key=lambda pair: (pair[1], pair[0])) if times else None
+
+
+def is_noise(figures: Figures, figure: str) -> bool:
+    """Whether an arm's times lie so far apart that their median says little."""
+    return bool(figures[f"{figure}p80"] > NOISE * figures[f"{figure}p20"])
+
+
+def _ratio(cell: Cell, arm: str, figure: str = "") -> str:
+    """How many times as fast as Inductor's default.
+
+    Args:
+        figure: what comes before ``ms`` in the name of the time.
+    """
+    base, figures = cell["arms"].get(BASE), cell["arms"].get(arm)
+    if base is None or figures is None:
+        return ""
+    text = ratio(base[f"{figure}ms"] / figures[f"{figure}ms"], bold_below=LOSS if is_ours(arm) else 0.0)
+    noise = "~" if is_noise(base, figure) or is_noise(figures, figure) else ""
+    return f"{text}{noise}{'†' if figures.get('within') is False else ''}"
 
 
 # --- op ---------------------------------------------------------------------------------------------------------------
@@ -56,10 +79,6 @@ def op_sections(file: File) -> list[str]:
     return sections
 
 
-def _ms(figures: Mapping[str, Any]) -> float:
-    return float(figures["ms"])
-
-
 def _op_times(cells: Sequence[Cell]) -> str:
     arms = [arm for arm in arms_in(cells) if arm != BASE]
     header = ["rows", "inductor, ms (p20 to p80)", *arms, "fxfuse to the best other"]
@@ -67,25 +86,17 @@ def _op_times(cells: Sequence[Cell]) -> str:
     for cell in cells:
         base = cell["arms"].get(BASE)
         times = f"{number(base['ms'])} ({number(base['p20'])} to {number(base['p80'])})" if base else ""
-        ratios = [_ratio(cell, arm, _ms) for arm in arms]
-        rows.append([str(cell["what"]["rows"]), times, *ratios, _to_best(cell, _ms)])
+        ratios = [_ratio(cell, arm) for arm in arms]
+        rows.append([str(cell["what"]["rows"]), times, *ratios, _to_best(cell)])
     return table(header, rows)
 
 
-def _ratio(cell: Cell, arm: str, figure: Callable[[Mapping[str, Any]], float]) -> str:
-    """How many times as fast as Inductor's default; marked where the result is further off than it may be."""
-    base, figures = cell["arms"].get(BASE), cell["arms"].get(arm)
-    if base is None or figures is None:
-        return ""
-    text = ratio(figure(base) / figure(figures), bold_below=LOSS if is_ours(arm) else 0.0)
-    return f"{text}†" if figures.get("within") is False else text
-
-
-def _to_best(cell: Cell, figure: Callable[[Mapping[str, Any]], float]) -> str:
-    best, ours = best_other(cell, figure), cell["arms"].get(FXFUSE)
+def _to_best(cell: Cell) -> str:
+    best, ours = best_other(cell, ""), cell["arms"].get(FXFUSE)
     if best is None or ours is None:
         return ""
-    return f"{ratio(best[1] / figure(ours), bold_below=LOSS)} ({best[0]})"
+    noise = "~" if is_noise(ours, "") or is_noise(cell["arms"][best[0]], "") else ""
+    return f"{ratio(best[1] / ours['ms'], bold_below=LOSS)}{noise} ({best[0]})"
 
 
 def _op_rates(file: File, cells: Sequence[Cell], dtype: str) -> str:
@@ -95,7 +106,7 @@ def _op_rates(file: File, cells: Sequence[Cell], dtype: str) -> str:
     header += ["launched from Python, to inductor"] if launched else []
     rows = []
     for cell in cells:
-        ours, best = cell["arms"].get(FXFUSE), best_other(cell, _ms)
+        ours, best = cell["arms"].get(FXFUSE), best_other(cell, "")
         error = f"{ours['error_rms']:.1e}" if ours else ""
         rows.append([
             str(cell["what"]["rows"]),
@@ -105,7 +116,7 @@ def _op_rates(file: File, cells: Sequence[Cell], dtype: str) -> str:
             error,
             f"{cell['eager_error_rms']:.1e}",
             number(cell["load"], 2),
-            *([_ratio(cell, FXFUSE, lambda f: float(f["launched_ms"]))] if launched else []),
+            *([_ratio(cell, FXFUSE, "launched_")] if launched else []),
         ])  # fmt: skip
     return table(header, rows, left=2)
 
@@ -139,9 +150,9 @@ def _model_table(cell: Cell) -> str:
         slow, fast = 1e3 / figures["decode_p80"], 1e3 / figures["decode_p20"]
         tokens = {True: "as eager", False: "others"}.get(figures.get("tokens_as_eager"), "")
         rows.append([
-            arm, number(figures["prefill_tokens_s"]), _ratio(cell, arm, lambda f: float(f["prefill_ms"])),
+            arm, number(figures["prefill_tokens_s"]), _ratio(cell, arm, "prefill_"),
             f"{number(figures['decode_tokens_s'])} ({number(slow)} to {number(fast)})",
-            _ratio(cell, arm, lambda f: float(f["decode_ms"])), tokens,
+            _ratio(cell, arm, "decode_"), tokens,
         ])  # fmt: skip
     ran = [f"`{arm}` ran {f['ran']}." for arm, f in cell["arms"].items() if f.get("ran")]
     load = f"Load when it began: {number(cell['load'], 2)}."

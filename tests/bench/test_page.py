@@ -57,6 +57,17 @@ def test_ratios_and_losses_are_as_measured(tmp_path: Path) -> None:
     assert "Not run: `liger` (liger-kernel is not installed)." in section
 
 
+def test_noise_is_marked(tmp_path: Path) -> None:
+    file = file_in(tmp_path, (8,))
+    (made,) = file.cells.values()
+    made["arms"]["eager"] |= {"p20": 1.0, "p80": 1.6}
+    (section,) = tables.op_sections(file)
+    assert "| 0.50~ | 2.00 | 1.50 | **0.50**† |" in section
+    made["arms"]["inductor"] |= {"p20": 1.0, "p80": 1.6}
+    (section,) = tables.op_sections(file)
+    assert "| 0.50~ | 2.00~ | 1.50~ | **0.50**~† |" in section
+
+
 def test_rates_are_parts_of_what_was_measured_that_the_machine_can_do(tmp_path: Path) -> None:
     (section,) = tables.op_sections(file_in(tmp_path, (8,)))
     row = [line for line in section.splitlines() if line.startswith("| 8")][1]

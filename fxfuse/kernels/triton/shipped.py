@@ -136,7 +136,7 @@ def jobs(target: Target) -> Iterator[Job]:
             for (itemsize, _), tiles in CONFIGS.items():
                 if itemsize != dtype.itemsize:
                     continue
-                for tile in (tiles.wide, tiles.narrow):
+                for tile in dict.fromkeys((tiles.wide, tiles.narrow)):
                     for case in ("plain", "full"):
                         yield _gate_up(target, dtype, tile, precision, case)
                     for case in ("plain", "full", "split"):
