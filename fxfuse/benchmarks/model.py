@@ -21,6 +21,8 @@ from fxfuse.tuning.timing import summary
 Progress = Callable[[str], None]
 
 NEW_TOKENS = 24
+ROUNDS = 200
+"""As many turns at most; usually the time ends them."""
 
 
 @torch.no_grad()
@@ -65,7 +67,7 @@ def measure(
             skipped[name] = first_line(error)
             del runs[name]
     progress("timing")
-    take_turns(list(runs.values()), enough=seconds * len(runs))
+    take_turns(list(runs.values()), rounds=ROUNDS, enough=seconds * len(runs))
     tokens = {name: _tokens(run) for name, run in runs.items()}
     figures: dict[str, Any] = {}
     for name, run in runs.items():

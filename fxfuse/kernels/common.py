@@ -37,6 +37,16 @@ def op_operands(facts: SiteFacts) -> str | None:
     return None
 
 
+def is_contiguous(tensor: torch.Tensor) -> bool:
+    """Whether a tensor, of whatever symbolic sizes, is known to be contiguous; no guard is added to find out."""
+    expected: Any = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
+        if not (statically_known_true(size == 1) or statically_known_true(stride == expected)):
+            return False
+        expected = expected * size
+    return True
+
+
 def _same(sizes: Sequence[Any], others: Sequence[Any]) -> bool:
     """Whether the sizes are known to be equal; no guard is added to find out."""
     return len(sizes) == len(others) and all(statically_known_true(a == b) for a, b in zip(sizes, others, strict=True))

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from fxfuse.kernels.common import TRITON
+from fxfuse.kernels.common import TRITON, is_contiguous, op_operands
+from fxfuse.kernels.facts import SiteFacts
 from fxfuse.kernels.registry import kernel
 
 
@@ -34,13 +35,25 @@ def plain_add_rms_norm(x: Any, residual: Any, weight: Any, *, eps: Any, norm: st
     return total, normed(total, weight, eps, norm)
 
 
+def _contiguous(facts: SiteFacts) -> str | None:
+    """Eager's result lies as its input does, and the op's is contiguous; so the input has to be."""
+    for name in ("x", "residual"):
+        for tensor in facts.operands.get(name, ()):
+            if not is_contiguous(tensor):
+                return f"needs {name} contiguous; the site has it with strides {tensor.stride()}"
+    return op_operands(facts)
+
+
+CONTIGUOUS: dict[str, Any] = {**TRITON, "when": _contiguous}
+
+
 def _rms_norm_op() -> Any:
     from fxfuse.kernels.triton.rms_norm import op  # imports Triton, so not before it is needed
 
     return op()
 
 
-@kernel("rms_norm", name="triton", op=_rms_norm_op, **TRITON)
+@kernel("rms_norm", name="triton", op=_rms_norm_op, **CONTIGUOUS)
 def triton_rms_norm(x: Any, weight: Any, *, eps: float, norm: str) -> Any:
     """One pass over each row (kernels/triton/rms_norm.py)."""
     return _rms_norm_op()(x, weight, eps, norm)
@@ -52,7 +65,7 @@ def _add_rms_norm_op() -> Any:
     return add_op()
 
 
-@kernel("add_rms_norm", name="triton", op=_add_rms_norm_op, **TRITON)
+@kernel("add_rms_norm", name="triton", op=_add_rms_norm_op, **CONTIGUOUS)
 def triton_add_rms_norm(x: Any, residual: Any, weight: Any, *, eps: float, norm: str) -> Any:
     """The sum is formed, stored and normalised in one pass over each row (kernels/triton/rms_norm.py)."""
     results = _add_rms_norm_op()(x, residual, weight, eps, norm)  # in a graph one node, which does not iterate

@@ -64,7 +64,7 @@ def test_one_pattern_of_several(small: Path, capsys: pytest.CaptureFixture[str])
     ("args", "says"),
     [
         (["fxfues"], r"unknown pack 'fxfues'. Did you mean 'fxfuse'\? Valid: 'fxfuse'"),
-        (["fxfuse::rms_norm"], r"unknown pattern 'fxfuse::rms_norm'.*Valid: 'fxfuse::rms_norm_gated_mlp'"),
+        (["fxfuse::rms_nrom"], r"unknown pattern 'fxfuse::rms_nrom'.*Valid: .*'fxfuse::rms_norm_gated_mlp'"),
         (["fxfuse", "--pattern", "nothing"], r"unknown pattern of fxfuse, 'nothing'.* Valid: .*'rms_norm_gated_mlp'"),
         (["missing.py"], r"there is no file 'missing.py'"),
         (["fxfuse", "--json", "/no/such/folder/out.json"], r"--json: there is no folder"),
