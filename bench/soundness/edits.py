@@ -280,6 +280,18 @@ def returned(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[
     b.returned.add(len(recorded.results) - 1)
 
 
+@_edit(0.3)
+def cast_again(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
+    """A result that is a cast is made twice, and the program returns both."""
+    casts = [op for op in recorded.ops if op.name == "cast" and Ref(op.key) in recorded.results]
+    if casts:
+        op = rng.choice(casts)
+        again = Op(_fresh(recorded), "cast", list(op.args), "", op.region)
+        recorded.ops.append(again)
+        recorded.results.append(Ref(again.key))
+        b.returned.update((recorded.results.index(Ref(op.key)), len(recorded.results) - 1))
+
+
 @_edit(0.5)
 def feed_back(rng: random.Random, recorded: Recorded, b: Builder, captures: dict[str, str]) -> None:
     """A later operand is computed from an earlier result of the piece."""

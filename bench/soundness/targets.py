@@ -39,6 +39,8 @@ _TURNED = ("{0}.permute(1, 0)", "{0}.transpose(0, 1)", "{0}.transpose(-1, -2)", 
 _TYPE = ("same-type",)
 
 TARGETS: dict[str, Aim] = {
+    "apart": Aim(NORMS[1:2], edit="cast_again", dtype=BF16),
+    "first_number": Aim(("fuzz_masked_softmax", "fuzz_attention"), "mul", ("torch.mul({1}, {0})",), dtype=BF16),
     "acyclic": Aim(("fuzz_two_inputs",), edit="feed_back", behind=("gate.cycle",)),
     "gate.cycle": Aim(("fuzz_two_inputs",), edit="feed_back", behind=("acyclic",)),
     "nothing-crossed": Aim(("fuzz_two_inputs",), edit="late_operand"),
