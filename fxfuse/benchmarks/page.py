@@ -36,7 +36,8 @@ _SUITES = (
      "A static cache, greedy decoding, batch 1, arms in turns; medians. Tokens: whether the ids are eager's; where two "
      "choices are close, as they are with random weights, low precision may take the other."),
     ("compile", "Compile time",
-     "From empty caches, each arm in a process of its own; prefill and decode are a graph each."),
+     "From empty caches, each arm in a process of its own, once; prefill and decode are a graph each. By the clock, so "
+     "that on a machine with other load differences between arms are noise, except for fxfuse's own part."),
     ("memory", "Memory",
      "Each arm in a process of its own: the card's memory, or resident bytes on a CPU, where Inductor's own code "
      "counts as well."),
@@ -144,7 +145,8 @@ def _setting(file: File) -> str:
     had = file.environment
     versions = [f"torch {had['torch']}", f"Triton {had['triton']}", f"transformers {had['transformers']}"]
     versions += [f"Python {had['python']}", f"fxfuse {had['fxfuse']}"]
-    where = f"{had['units']} threads, {had['arch']}" if had["device"] == "cpu" else had["arch"]
+    threads = f"{had['units']} thread{'s' if had['units'] != 1 else ''}"
+    where = f"{threads}, {had['arch']}" if had["device"] == "cpu" else had["arch"]
     rates = [f"copy {number(file.rates['copy'] / 1e9)} GB/s"] if "copy" in file.rates else []
     rates += [
         f"{name} matmul {number(rate / 1e12)} TFLOP/s" for name, rate in sorted(file.rates.items()) if name != "copy"

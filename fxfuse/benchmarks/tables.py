@@ -137,10 +137,15 @@ def model_sections(file: File) -> list[str]:
     sections = []
     for (model, dtype), cells in groups(file, "model", ("model", "dtype")).items():
         for cell in cells:
-            what = cell["what"]
-            title = f"#### {model}, {dtype}, {what['layers']} layers, prompt of {what['prompt']} tokens"
+            title = f"#### {_title(model, dtype, cell)}, prompt of {cell['what']['prompt']} tokens"
             sections.append("\n\n".join([title, _model_table(cell), *_not_run([cell])]))
     return sections
+
+
+def _title(model: str, dtype: str, cell: Cell) -> str:
+    words = [model, dtype, f"{cell['what']['layers']} layers"]
+    words += [f"vocabulary of {cell['vocabulary']}"] if cell.get("vocabulary") else []
+    return ", ".join(words)
 
 
 def _model_table(cell: Cell) -> str:
@@ -181,9 +186,10 @@ def _apart(
     sections = []
     for (model, dtype), cells in groups(file, suite, ("model", "dtype")).items():
         for cell in cells:
-            title = f"#### {model}, {dtype}, {cell['what']['layers']} layers"
+            title = f"#### {_title(model, dtype, cell)}"
             rows = [[arm, *columns(arm, figures)] for arm, figures in cell["arms"].items()]
-            sections.append("\n\n".join([title, table(header, rows), *_not_run([cell])]))
+            load = f"Load when it began: {number(cell['load'], 2)}."
+            sections.append("\n\n".join([title, table(header, rows), load, *_not_run([cell])]))
     return sections
 
 

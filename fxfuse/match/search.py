@@ -550,7 +550,11 @@ class Search:
         self.bound.update(hidden)
         self.dims.update(private)
         order = self.view.effects.order
-        siblings = sorted(found.values(), key=lambda terms: order[terms[element].node])
+        inside = {
+            node for terms in found.values() for node in terms[element].absorbed
+        }  # `x @ w.t()` in `x @ w.t() + b`
+        siblings = [terms for terms in found.values() if terms[element].node not in inside]
+        siblings.sort(key=lambda terms: order[terms[element].node])
         if len(siblings) < output.least:
             at = siblings[0][element] if siblings else hidden.get(element)
             self.fail("ARITY", output, at, f"at least {output.least} siblings", str(len(siblings)))

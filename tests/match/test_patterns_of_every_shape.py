@@ -175,6 +175,15 @@ def test_siblings_with_and_without_bias() -> None:
     assert [b is None for b in site.match.biases] == [False, True]
 
 
+def test_a_sibling_that_is_a_product_and_a_sum_is_one() -> None:
+    def body(m: Any, x: Any) -> Any:
+        return F.linear(x, m.gate, m.gate_bias), x @ m.up.t() + m.gate_bias, F.linear(x, m.router)
+
+    (site,) = [s for s in sites(siblings, body) if s.match is not None]
+    assert site.match is not None
+    assert [b is None for b in site.match.biases] == [False, False, True]
+
+
 def test_one_is_no_group_of_siblings() -> None:
     (site,) = sites(siblings, lambda m, x: F.linear(x, m.gate))
     assert site.reason is not None
