@@ -120,7 +120,7 @@ def test_of_intervals_of_capability_the_narrowest_wins(scaled: Any, capability: 
     "narrower",
     [{"device": "cuda"}, {"capability": (8, 0)}, {"rows": (1, 16)}, {"dtypes": (torch.bfloat16,)}, {"alignment": 16},
      {"shared_memory": 1_000}, {"triton": (3, 0)}, {"when": lambda f: None}],
-    ids=str,
+    ids=lambda requirement: next(iter(requirement)),
 )  # fmt: skip
 def test_a_further_requirement_makes_a_kernel_narrower(scaled: Any, narrower: Any) -> None:
     kernel(scaled, name="a_wide_one", default=True)(body)
