@@ -80,7 +80,7 @@ def from_hub_layer(
     call = LayerCall(layer, tuple(inputs), tuple(tensors), tuple(attributes), told, spelled)
     blind = is_opaque(layer, opaque)
     kinds = {n: "str" for n in attributes if n in bound.choices}
-    kinds |= {n: c.type.__name__ for n, c in bound.captures.items() if n in attributes and is_scalar(c)}  # type: ignore[attr-defined]
+    kinds |= {n: c.type.__name__ for n, c in bound.captures.items() if n in attributes and is_scalar(c)}  # type: ignore[attr-defined]  # a Scalar has a type
     declared = differentiability(layer, blind, backward)
     function = hidden(call, kinds, like, differentiable=declared is not None) if blind else call
 
@@ -131,7 +131,7 @@ def _variants(
     allowed: dict[str, set[str]] = {}
     for choice, labels in pattern.choices.items():
         if choice in given:
-            allowed[choice] = {given[choice]} if isinstance(given[choice], str) else set(given[choice])  # type: ignore[arg-type]
+            allowed[choice] = {given[choice]} if isinstance(given[choice], str) else set(given[choice])  # type: ignore[arg-type]  # a label or several
         elif choice not in attributes:
             raise PatternError(
                 f"{pattern.name} has the choice {choice!r} ({', '.join(labels)}), and nothing says which of it "

@@ -45,6 +45,7 @@ from fxfuse.authoring.terms import (
 )
 from fxfuse.errors import PatternError
 from fxfuse.view import DtypeOf, Leaf, LeafKind, Value, View
+from fxfuse.view.numbers import NUMBER_AS_GIVEN
 from fxfuse.view.ops import READS_METADATA_ONLY, REQUIRED, SPECS
 from fxfuse.view.rules.casts import PROMOTED
 
@@ -124,7 +125,7 @@ _NUMBER_FIRST = (
 def _takes_a_number_first(node: fx.Node, op: str, first: Any) -> bool:
     """Whether ``torch.mul`` or ``torch.div`` is called with a number (or a Scalar) as its first operand."""
     number = isinstance(first, int | float) or (isinstance(first, Term) and is_number(first))
-    return number and op in {"mul", "div"} and node.target in (torch.mul, torch.multiply, torch.div, torch.divide)
+    return number and op in {"mul", "div"} and node.target in NUMBER_AS_GIVEN
 
 
 def _not_known(value: Value) -> str:

@@ -82,7 +82,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         "inner": args.inner,
     }
     mib = getattr(args, "cache_mib", None)
-    return Plan(device, cache=mib << 20 if mib else None, resume=args.resume, **asked)  # type: ignore[arg-type]
+    return Plan(device, cache=mib << 20 if mib else None, resume=args.resume, **asked)  # type: ignore[arg-type]  # as the parser typed them
 
 
 def _suite(file: File, console: Console, suite: str, plan: Plan, budget: Budget) -> Outcome:

@@ -51,7 +51,7 @@ def run_all(tasks: Sequence[Task], *, resume: bool, budget: Budget, on: Callable
         on(number, task.key)
         try:
             with budget.spending():
-                task.run(lambda word, n=number, k=task.key: on(n, f"{k}, {word}"))  # type: ignore[misc]
+                task.run(lambda word, n=number, k=task.key: on(n, f"{k}, {word}"))  # type: ignore[misc]  # defaults bind
         except FxfuseError as error:
             outcome.failed.append((task.key, str(error)))
         else:

@@ -108,7 +108,7 @@ def _kernel_tasks(plan: Plan, file: File) -> Iterator[Task]:
                 _give_back(plan.device)
 
             name = f"kernels/{pattern}/{dtype}"
-            yield Task(name, lambda name=name: name in file.steps, run)  # type: ignore[misc]
+            yield Task(name, lambda name=name: name in file.steps, run)  # type: ignore[misc]  # a default binds
 
 
 def _tuning_tasks(plan: Plan) -> Iterator[Task]:

@@ -550,9 +550,8 @@ class Search:
         self.bound.update(hidden)
         self.dims.update(private)
         order = self.view.effects.order
-        inside = {
-            node for terms in found.values() for node in terms[element].absorbed
-        }  # `x @ w.t()` in `x @ w.t() + b`
+        # `x @ w.t()` in `x @ w.t() + b` is a part of that sibling, and none itself.
+        inside = {node for terms in found.values() for node in terms[element].absorbed}
         siblings = [terms for terms in found.values() if terms[element].node not in inside]
         siblings.sort(key=lambda terms: order[terms[element].node])
         if len(siblings) < output.least:

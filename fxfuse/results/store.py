@@ -106,7 +106,7 @@ def save(entries: Iterable[Entry]) -> list[str]:
         by_file.setdefault(file_of(entry.machine), []).append(entry)
     for path, new in by_file.items():
         fresh = {entry.key: entry for entry in new}
-        _change(path, lambda had, fresh=fresh: [*(e for e in had if e.key not in fresh), *fresh.values()])  # type: ignore[misc]
+        _change(path, lambda had, fresh=fresh: [*(e for e in had if e.key not in fresh), *fresh.values()])  # type: ignore[misc]  # a default binds
     return list(by_file)
 
 

@@ -19,6 +19,9 @@ from fxfuse.safeguards import safeguard
 
 FIRST_NUMBER = safeguard("first_number", "a number that eager rounds to bf16, taken for one that it does not")
 
+NUMBER_AS_GIVEN = (torch.mul, torch.multiply, torch.div, torch.divide, torch.true_divide)
+"""Functions that take a number as their first operand, and as it is given."""
+
 _SWAPPED_BY_PYTHON = (operator.mul, operator.truediv)
 _LOW = (torch.bfloat16, torch.float16)
 
@@ -51,4 +54,4 @@ def _is_exact(number: float, dtype: torch.dtype) -> bool:
     return low[2:] == b"\0\0" and float(struct.unpack(">f", low)[0]) == number
 
 
-__all__ = ["rounds_its_number"]
+__all__ = ["NUMBER_AS_GIVEN", "rounds_its_number"]

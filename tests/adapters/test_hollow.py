@@ -44,7 +44,7 @@ def test_a_shell_computes_with_what_it_is_given() -> None:
 def test_hooks_and_patched_calls_stay_with_the_model() -> None:
     one, called = nn.Linear(4, 3), []
     one.register_forward_hook(lambda *given: called.append(1))
-    one.forward = lambda x: called.append(2)  # type: ignore[method-assign, assignment]
+    one.forward = lambda x: called.append(2)  # type: ignore[method-assign, assignment]  # as people patch a layer
     made = filled(hollow(one), tensors_of(one))
     assert made(torch.ones(1, 4)).shape == (1, 3)
     assert called == []
@@ -63,7 +63,7 @@ def test_a_parameter_that_is_no_plain_tensor_is_refused() -> None:
         pass
 
     one = nn.Linear(2, 2)
-    one.weight = nn.Parameter(torch.ones(2, 2).as_subclass(Packed), requires_grad=False)  # type: ignore[arg-type]
+    one.weight = nn.Parameter(torch.ones(2, 2).as_subclass(Packed), requires_grad=False)  # type: ignore[arg-type]  # is one
     with pytest.raises(PatternError, match="weight is a Packed; a layer can be adapted to plain parameters only"):
         hollow(one)
 

@@ -212,7 +212,7 @@ def test_the_package_loads_a_layer_by_name(monkeypatch: pytest.MonkeyPatch) -> N
             return hub_layers.Traced
 
     package = types.ModuleType("kernels")
-    package.LayerRepository = package.LocalLayerRepository = Repository  # type: ignore[attr-defined]
+    package.LayerRepository = package.LocalLayerRepository = Repository  # type: ignore[attr-defined]  # of a stand-in
     monkeypatch.setitem(sys.modules, "kernels", package)
     from_hub_layer(("owner/repo:Traced", {"revision": "main"}), "rms_norm", NORM, variants=EARLY)
     from_hub_layer({"cpu": {"inference": "owner/repo:Traced"}}, "rms_norm", NORM, variants=EARLY, name="again")

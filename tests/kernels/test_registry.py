@@ -220,9 +220,9 @@ def test_declarations_cannot_be_changed(scaled: Any) -> None:
     kernel(scaled, name="one", rows=(1, 16))(body)
     made = kernels_for(scaled)["one"]
     with pytest.raises(AttributeError):
-        made.name = "two"  # type: ignore[misc]
+        made.name = "two"  # type: ignore[misc]  # is the case
     with pytest.raises(AttributeError):
-        made.requires.rows = (1, 99)  # type: ignore[misc]
+        made.requires.rows = (1, 99)  # type: ignore[misc]  # is the case
 
 
 def test_why_none_names_what_could_run_when_named(scaled: Any) -> None:

@@ -108,7 +108,7 @@ def test_e2_a_factory_is_not_called_until_it_is_chosen(tmp_path: Path, monkeypat
             assert fxfuse.explain(Tiny(layers=1), (batch(),), options=options).sites[0].kernel == "e2"
         assert "e2_heavy" in sys.modules
         with pytest.raises(AttributeError):
-            kernels_for(PATTERN)["e2"].function = None  # type: ignore[misc]
+            kernels_for(PATTERN)["e2"].function = None  # type: ignore[misc]  # is the case
     finally:
         registry._REGISTRY[PATTERN] = [k for k in registry._REGISTRY[PATTERN] if k.name != "e2"]
         sys.modules.pop("e2_heavy", None)

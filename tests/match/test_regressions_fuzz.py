@@ -48,7 +48,10 @@ def test_a_pattern_that_would_round_its_number_is_an_error() -> None:
     def literal_first(x: Any = Input(..., D)) -> Any:
         return F.softmax(torch.div(0.3, x), dim=-1)
 
-    for function in (scalar_first, literal_first):
+    def another_name(x: Any = Input(..., D), over: Any = Scalar(float)) -> Any:
+        return torch.tanh(torch.true_divide(over, x))
+
+    for function in (scalar_first, literal_first, another_name):
         with pytest.raises(PatternError, match=r"rounds the number to the dtype of x .* Write the operator"):
             pattern("p")(function)
 

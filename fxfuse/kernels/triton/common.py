@@ -5,6 +5,7 @@
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,6 +70,19 @@ def precision(dtype: torch.dtype) -> str:
     if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return "ieee"
     return "tf32"
+
+
+def register(name: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Register a function that launches kernels as the op ``fxfuse::name``, and return its default overload.
+
+    A ``triton_op``, into which Inductor sees. In Triton's interpreter ``wrap_triton`` refuses, so there it is an opaque
+    custom op with this ``fake``: the same kernels then run on CPU tensors inside a compiled model.
+    """
+    if INTERPRETED.value:
+        torch.library.custom_op(f"fxfuse::{name}", function, mutates_args=()).register_fake(fake)
+    else:
+        torch.library.triton_op(f"fxfuse::{name}", function, mutates_args=())
+    return getattr(torch.ops.fxfuse, name).default
 
 
 def stride(bias: torch.Tensor | None) -> tuple[int, ...]:

@@ -46,6 +46,7 @@ from fxfuse.kernels.triton.common import (
     narrow,
     on_device_of,
     precision,
+    register,
     sm_count,
     stride,
 )
@@ -217,13 +218,8 @@ def gated_product_prefill(
 
 @functools.cache
 def op() -> Any:
-    """``torch.ops.fxfuse.gated_product_prefill.default``, registered on the first call (see the decode kernel's)."""
-    name = "fxfuse::gated_product_prefill"
-    if INTERPRETED.value:
-        torch.library.custom_op(name, gated_product_prefill, mutates_args=()).register_fake(_fake)
-    else:
-        torch.library.triton_op(name, gated_product_prefill, mutates_args=())
-    return torch.ops.fxfuse.gated_product_prefill.default
+    """``torch.ops.fxfuse.gated_product_prefill.default``, registered on the first call."""
+    return register("gated_product_prefill", gated_product_prefill, _fake)
 
 
 def _fake(

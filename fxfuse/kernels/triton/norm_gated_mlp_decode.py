@@ -49,6 +49,7 @@ from fxfuse.kernels.triton.common import (
     narrow,
     on_device_of,
     precision,
+    register,
     sm_count,
     stride,
 )
@@ -284,17 +285,8 @@ def rms_norm_gated_mlp_decode(
 
 @functools.cache
 def op() -> Any:
-    """``torch.ops.fxfuse.rms_norm_gated_mlp_decode.default``, registered on the first call.
-
-    A ``triton_op``, into which Inductor sees. In Triton's interpreter ``wrap_triton`` refuses, so there it is an
-    opaque custom op: the same kernels then run on CPU tensors inside a compiled model.
-    """
-    name = "fxfuse::rms_norm_gated_mlp_decode"
-    if INTERPRETED.value:
-        torch.library.custom_op(name, rms_norm_gated_mlp_decode, mutates_args=()).register_fake(_fake)
-    else:
-        torch.library.triton_op(name, rms_norm_gated_mlp_decode, mutates_args=())
-    return torch.ops.fxfuse.rms_norm_gated_mlp_decode.default
+    """``torch.ops.fxfuse.rms_norm_gated_mlp_decode.default``, registered on the first call."""
+    return register("rms_norm_gated_mlp_decode", rms_norm_gated_mlp_decode, _fake)
 
 
 def _fake(

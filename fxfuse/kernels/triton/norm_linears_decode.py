@@ -36,6 +36,7 @@ from fxfuse.kernels.triton.common import (
     narrow,
     on_device_of,
     precision,
+    register,
     sm_count,
     stride,
 )
@@ -153,13 +154,8 @@ def rms_norm_linears_decode(
 
 @functools.cache
 def op() -> Any:
-    """``torch.ops.fxfuse.rms_norm_linears_decode.default``, registered on the first call (see the gated MLP's)."""
-    name = "fxfuse::rms_norm_linears_decode"
-    if INTERPRETED.value:
-        torch.library.custom_op(name, rms_norm_linears_decode, mutates_args=()).register_fake(_fake)
-    else:
-        torch.library.triton_op(name, rms_norm_linears_decode, mutates_args=())
-    return torch.ops.fxfuse.rms_norm_linears_decode.default
+    """``torch.ops.fxfuse.rms_norm_linears_decode.default``, registered on the first call."""
+    return register("rms_norm_linears_decode", rms_norm_linears_decode, _fake)
 
 
 def _fake(

@@ -33,6 +33,7 @@ from fxfuse.kernels.triton.common import (
     check_operand,
     narrow,
     on_device_of,
+    register,
 )
 
 _IN_REGISTERS = 8192
@@ -166,22 +167,14 @@ def add_rms_norm(
 
 @functools.cache
 def op() -> Any:
-    """``torch.ops.fxfuse.rms_norm.default``, registered on the first call (see the decode kernel's ``op``)."""
-    if INTERPRETED.value:
-        torch.library.custom_op("fxfuse::rms_norm", rms_norm, mutates_args=()).register_fake(_fake)
-    else:
-        torch.library.triton_op("fxfuse::rms_norm", rms_norm, mutates_args=())
-    return torch.ops.fxfuse.rms_norm.default
+    """``torch.ops.fxfuse.rms_norm.default``, registered on the first call."""
+    return register("rms_norm", rms_norm, _fake)
 
 
 @functools.cache
 def add_op() -> Any:
     """``torch.ops.fxfuse.add_rms_norm.default``, registered on the first call."""
-    if INTERPRETED.value:
-        torch.library.custom_op("fxfuse::add_rms_norm", add_rms_norm, mutates_args=()).register_fake(_fake_add)
-    else:
-        torch.library.triton_op("fxfuse::add_rms_norm", add_rms_norm, mutates_args=())
-    return torch.ops.fxfuse.add_rms_norm.default
+    return register("add_rms_norm", add_rms_norm, _fake_add)
 
 
 def _fake(x: torch.Tensor, weight: torch.Tensor | None, eps: float, norm: str) -> torch.Tensor:
