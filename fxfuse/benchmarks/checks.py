@@ -15,8 +15,9 @@ from fxfuse import library
 from fxfuse.authoring import Pattern, Region
 from fxfuse.benchmarks.errors import BenchError
 from fxfuse.benchmarks.ready import refused
-from fxfuse.benchmarks.sets import subject, tensors_in
+from fxfuse.benchmarks.sets import subject
 from fxfuse.benchmarks.shapes import DTYPES
+from fxfuse.checking.running import tensors_in
 from fxfuse.errors import first_line
 from fxfuse.kernels import Kernel, kernels_for
 from fxfuse.numerics.isolate import Isolated

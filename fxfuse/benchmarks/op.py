@@ -14,8 +14,9 @@ from fxfuse.benchmarks import arms as known
 from fxfuse.benchmarks.arms import INDUCTOR, Arm
 from fxfuse.benchmarks.ready import Ready, References, absent_from, unmet
 from fxfuse.benchmarks.ready import ready as make_ready
-from fxfuse.benchmarks.sets import Subject, subject, tensors_in
+from fxfuse.benchmarks.sets import Subject, subject
 from fxfuse.benchmarks.shapes import DTYPES, WIDTHS, OpCell
+from fxfuse.checking.running import tensors_in
 from fxfuse.errors import first_line
 from fxfuse.numerics.contract import Errors, errors, worst
 from fxfuse.numerics.exact import NotMeasured

@@ -13,7 +13,8 @@ import fxfuse
 from fxfuse.authoring import Pattern
 from fxfuse.benchmarks.arms import Arm, absent, compiled
 from fxfuse.benchmarks.by_hand import maker
-from fxfuse.benchmarks.sets import Subject, tensors_in
+from fxfuse.benchmarks.sets import Subject
+from fxfuse.checking.running import tensors_in
 from fxfuse.kernels import SiteFacts, candidates, kernels_for
 from fxfuse.tuning.run import sites_of
 from fxfuse.tuning.timing import Call

@@ -13,6 +13,7 @@ from fxfuse.authoring import Pattern
 from fxfuse.authoring.captures import is_param
 from fxfuse.benchmarks.by_hand import EPS
 from fxfuse.checking.examples import Example
+from fxfuse.checking.running import tensors_in
 from fxfuse.numerics.exact import Exact
 from fxfuse.tuning.run import sizing_of, way_of
 
@@ -65,7 +66,7 @@ class Subject:
         graph = example.module({})
         holders = [str(n.target) for n in graph.graph.find_nodes(op="placeholder")]
         with torch.no_grad():
-            return tensors_in(Exact(graph, graph.graph).run(*(self.tensors[name] for name in holders)))
+            return tuple(tensors_in(Exact(graph, graph.graph).run(*(self.tensors[name] for name in holders))))
 
     def _parameters(self) -> list[tuple[str, Tensor]]:
         return [(name, self.tensors[name]) for name in self.parameters]
@@ -94,8 +95,3 @@ def subject(pattern: Pattern, sizes: Mapping[str, int], rows: int, dtype: torch.
                 made = made * shape[-1] ** -0.5 if len(shape) > 1 else 1.0 + 0.1 * made
             tensors[element] = made.to(dtype)
     return Subject(example, tensors, tuple(parameters))
-
-
-def tensors_in(result: Any) -> tuple[Tensor, ...]:
-    """The tensors that a call gave, one or several."""
-    return tuple(r for r in (result if isinstance(result, tuple | list) else (result,)) if isinstance(r, Tensor))

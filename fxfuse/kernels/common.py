@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from fxfuse.compat import statically_known_true
 from fxfuse.kernels.facts import SiteFacts
+from fxfuse.view.values import same_shape
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # then Triton kernels run on CPU tensors
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -31,7 +31,7 @@ def op_operands(facts: SiteFacts) -> str | None:
                 return f"needs {name} in {wanted}; the site has it in {_name(dtype)}"
     if "residual" in facts.operands:
         (x,), (residual,) = facts.operands["x"], facts.operands["residual"]
-        if not _same(x.shape[:-1], residual.shape[:-1]):
+        if not same_shape(x.shape[:-1], residual.shape[:-1]):
             shapes = f"x {tuple(x.shape)} and residual {tuple(residual.shape)}"
             return f"needs x and residual of the same leading sizes; the site has {shapes}"
     return None
@@ -45,11 +45,6 @@ def is_contiguous(tensor: torch.Tensor) -> bool:
             return False
         expected = expected * size
     return True
-
-
-def _same(sizes: Sequence[Any], others: Sequence[Any]) -> bool:
-    """Whether the sizes are known to be equal; no guard is added to find out."""
-    return len(sizes) == len(others) and all(statically_known_true(a == b) for a, b in zip(sizes, others, strict=True))
 
 
 def _name(dtype: torch.dtype | None) -> str:
