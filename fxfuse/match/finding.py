@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -9,7 +10,8 @@ from typing import NamedTuple
 from torch import fx
 
 from fxfuse.authoring import Pattern
-from fxfuse.authoring.terms import ChoiceTerm, OpTerm
+from fxfuse.authoring.terms import ChoiceTerm, OpTerm, TermGraph
+from fxfuse.match.again import Again, Ambiguous
 from fxfuse.match.comparing import Fit, Places
 from fxfuse.match.feasible import Feasible
 from fxfuse.match.gates import gate
@@ -27,6 +29,9 @@ FEW = 3
 
 NEARLY = 3 / 4
 """The share for a place that lacks what the search starts from, and differs in nothing else or lacks nothing else."""
+
+KINDS = 4
+"""How many kinds of sites of one pattern are kept, so that the next of a kind is no search."""
 
 _MOST = 8
 """How many further reasons of one site are kept."""
@@ -91,17 +96,19 @@ def find_sites(
             for node in nodes:
                 larger.setdefault(node, []).append(nodes)
         feasible = Feasible(view)
+        kinds: list[Again] = []
         for seed in _seed_values(view, form.seeds):
-            search = Search(view, pattern, form, feasible, gate, limit)
-            for match in search.run(seed, every=pattern.may_overlap_itself):
+            matches, search = _matches_at(view, pattern, form, feasible, seed, kinds, limit)
+            for match in matches:
                 key = frozenset(id(v) for v in match.outputs)
                 around = larger.get(match.nodes[0], ())
                 if key not in known and not any(nodes.issuperset(match.nodes) for nodes in around):
                     known[key] = match
                     size = probe.operations(match.variant)
                     sites.append(Found(pattern, seed, match, None, match.nodes, match.variant, size, size))
-            seeds[id(seed)] = seed
-            failed.setdefault(id(seed), []).append((probe, search))
+            if search is not None:
+                seeds[id(seed)] = seed
+                failed.setdefault(id(seed), []).append((probe, search))
     covered = {*taken, *(n for match in known.values() for n in match.nodes)}
     places = []
     for at, searches in failed.items():
@@ -115,6 +122,28 @@ def find_sites(
         near = [_told(view, pattern, place) for place in _apart([p for p in places if p.rank == best])]
     order = view.effects.order
     return sorted([*sites, *near], key=lambda s: order[s.seed.node])
+
+
+def _matches_at(
+    view: View,
+    pattern: Pattern,
+    form: TermGraph,
+    feasible: Feasible,
+    seed: Value,
+    kinds: list[Again],
+    limit: int,
+) -> tuple[list[Match], Search | None]:
+    """The matches around a seed, and the search that told, where one was needed; ``kinds`` are of the sites before."""
+    for kind in kinds:
+        match = kind.at(seed)
+        if match is not None and gate(match) is None:
+            return [match], None
+    search = Search(view, pattern, form, feasible, gate, limit)
+    found = search.run(seed, every=pattern.may_overlap_itself)
+    if len(found) == 1 and len(kinds) < KINDS:
+        with contextlib.suppress(Ambiguous):
+            kinds.append(Again(found[0], seed, feasible))
+    return found, search
 
 
 def place_around(view: View, pattern: Pattern, values: Iterable[Value]) -> Found | None:

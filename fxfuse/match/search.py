@@ -9,7 +9,7 @@ gates is found wherever one exists. What could never match there, whatever else 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,10 +24,14 @@ from fxfuse.match.reasons import OF_GATES, Failure
 from fxfuse.safeguards import safeguard
 from fxfuse.view import Value, View
 from fxfuse.view.ops import SPECS
+from fxfuse.view.rules.casts import EXACT_WIDENINGS
 from fxfuse.view.values import describe_tensor, dtype_name, same_size
 from fxfuse.view.view import operands_in
 
 STEP_LIMIT = 20_000
+PROMOTING = frozenset({"add", "sub", "mul", "div"})
+"""Operations that compute in the dtype to which their operands promote."""
+
 MOST_MATCHES = 16
 """How many matches with several outputs one seed value may be part of (siblings in pairs), nearest first."""
 
@@ -133,6 +137,11 @@ class Search:
         self.note(refusal)
         return None
 
+    def settle(self, bound: Mapping[Term, Any], choices: Mapping[str, str], dims: Mapping[Dim, Any]) -> Match | None:
+        """The match of what is bound, siblings gathered, before it is accepted; None where they are too few."""
+        self.bound, self.choices, self.dims = dict(bound), dict(choices), dict(dims)
+        return self._settled()
+
     def _settled(self) -> Match | None:
         if not (self._dtypes_hold() and self._sizes_hold() and self._outputs_hold()):
             return None
@@ -145,10 +154,13 @@ class Search:
                 siblings[output] = gathered
         own = {t for output in siblings for t in output.own}
         bound = {t: v for t, v in self.bound.items() if t not in own}
-        absent = frozenset(t.name for t, v in self.bound.items() if isinstance(t, CaptureTerm) and v is None)
+        every = [bound, *(terms for group in siblings.values() for terms in group)]
+        absent = frozenset(t.name for terms in every for t, v in terms.items() if type(t) is CaptureTerm and v is None)
         if not WITHOUT(self.pattern.is_form_without(self.form, absent)):
             what = f"a reference that only lacks operands without {', '.join(sorted(absent))}"
-            self.fail("ARITY", self.form.primary, self.bound[self.form.primary], what, "one that computes otherwise")
+            self.fail(
+                "ARITY", self.form.primary, self.bound.get(self.form.primary), what, "one that computes otherwise"
+            )
             return None
         return Match(self.view, self.pattern, self.form, bound, self.choices, self.dims, siblings)
 
@@ -296,10 +308,11 @@ class Search:
                 if given is None:
                     self.fail("ARITY", term, operand, f"{term.op} with {name}", f"none (node {operand.node.name})")
                     break
-                for _ in self.match(wanted, given):
-                    yield from self._args(term, operand, pairs, at)
-                    if not all(self.feasible(w, g) for _, w, g in pairs[at:] if g is not None):
-                        break  # the rest fails however this operand is matched, and has said why
+                for target in self._targets(term, operand, wanted, given):
+                    for _ in self.match(target, given):
+                        yield from self._args(term, operand, pairs, at)
+                        if not all(self.feasible(w, g) for _, w, g in pairs[at:] if g is not None):
+                            break  # the rest fails however this operand is matched, and has said why
                 break
             elif kind is tuple and isinstance(given, tuple) and len(wanted) == len(given):
                 items = [(name, w, self.view.operand(g)) for w, g in zip(wanted, given, strict=True)]
@@ -312,6 +325,20 @@ class Search:
         else:
             yield
         self._undo(mark)
+
+    def _targets(self, term: OpTerm, operand: Value, wanted: Term, given: Any) -> tuple[Term, ...]:
+        """The term that an operand must be; of a cast also what it casts, where the operation itself promotes that.
+
+        ``x.float() * y`` is ``x * y`` where ``y`` is in fp32 and has dimensions: so T5 writes its norm.
+        """
+        if type(wanted) is not OpTerm or wanted.op != "cast" or term.op not in PROMOTING:
+            return (wanted,)
+        dtype, source = wanted.args["dtype"], wanted.args["input"]
+        if not (isinstance(dtype, torch.dtype) and type(given) is Value and operand.dtype is dtype is not given.dtype):
+            return (wanted,)
+        others = [self.view.operand(raw) for raw in operands_in(operand.args)]
+        wide = any(other is not given and other.dtype is dtype and other.shape != () for other in others)
+        return (wanted, source) if DTYPES(wide and (given.dtype, dtype) in EXACT_WIDENINGS) else (wanted,)
 
     def _captured(self, term: OpTerm, operand: Any, name: str, wanted: CaptureTerm, given: Any) -> bool:
         """Whether this argument fits the capture, which is bound then."""
@@ -535,7 +562,7 @@ class Search:
         """What each sibling binds for itself, in graph order; None (with the reason noted) where there are too few."""
         own, element = output.own, output.element
         hidden = {t: self.bound.pop(t) for t in own if t in self.bound}
-        shared = {d for t in self.bound if isinstance(t, CaptureTerm) for d in _dims_of(t)}
+        shared = {d for t in self.bound if isinstance(t, CaptureTerm) for d in dims_of(t)}
         private = {d: self.dims.pop(d) for d in list(self.dims) if d not in shared}
         late, self._dtypes, self._sizes = (self._dtypes, self._sizes), [], []
         found: dict[int, dict[Term, Any]] = {}
@@ -614,7 +641,7 @@ class Search:
         return True
 
 
-def _dims_of(term: CaptureTerm) -> Iterator[Dim]:
+def dims_of(term: CaptureTerm) -> Iterator[Dim]:
     capture: Any = term.capture
     return iter(()) if capture.scalar else capture.named_dims()
 

@@ -59,7 +59,7 @@ def cast_of(view: View, node: fx.Node) -> Value | None:
     )
 
 
-_EXACT = {
+EXACT_WIDENINGS = {
     (torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.bfloat16, torch.float64),
     (torch.float16, torch.float64), (torch.float32, torch.float64),
 }  # fmt: skip
@@ -80,7 +80,7 @@ def _implied_widening(view: View, value: Value) -> Value | None:
         if not isinstance(sibling, Value) or sibling.dtype != cast.dtype or not is_parameter(source):
             continue  # of an activation the pattern itself may hold the cast
         symbolic = view.symbolic and cast.dtype is torch.float32 and source.dtype is not torch.float32
-        if not WIDENING_IS_EXACT(symbolic or (source.dtype, cast.dtype) in _EXACT):
+        if not WIDENING_IS_EXACT(symbolic or (source.dtype, cast.dtype) in EXACT_WIDENINGS):
             continue
         if source is sibling or not PROMOTES_ALONE(sibling.shape != ()):
             continue
