@@ -106,11 +106,27 @@ class Loss(str):
     """Why a site has no kernel: those that can run there were measured to be no faster than the inner compiler."""
 
 
-def choose(pattern: Pattern, facts: SiteFacts, *, derived: bool, either: bool = False) -> tuple[Kernel | None, str]:
+def granted(pattern: Pattern, facts: SiteFacts) -> tuple[Kernel | None, str]:
+    """The narrowest default kernel whose weights are a second copy and nothing else, where nothing was measured.
+
+    For a user who grants the memory: it does nothing else for such a kernel to be there.
+    """
+    if measured(pattern, facts) is not None:
+        return None, ""
+    for made, problem in candidates(pattern, facts):
+        if problem is None and made.default and made.placements == {"copy"} and made.unloadable is None:
+            return made, "the narrowest kernel that can run with the second copy that extra_memory grants"
+    return None, ""
+
+
+def choose(
+    pattern: Pattern, facts: SiteFacts, *, derived: bool, either: bool = False, placement: str | None = None
+) -> tuple[Kernel | None, str]:
     """The kernel for a site where nobody named one, and a sentence on why (or why none).
 
     Args:
         derived: take a kernel that derives weights (the user asked for a placement that only such a kernel has).
+        placement: where its derived weights must be able to live; None: anywhere.
         either: where the kernels were measured, take the fastest whether it derives weights or not.
     """
     refused: list[str] = []
@@ -120,6 +136,8 @@ def choose(pattern: Pattern, facts: SiteFacts, *, derived: bool, either: bool = 
             problem = f"runs only when named: {UNMEASURED}"
         elif problem is None and bool(made.derive) != derived:
             problem = "derives weights" if made.derive else "derives no weights"
+        elif problem is None and made.derive and placement is not None and placement not in made.placements:
+            problem = f"cannot have its weights placed by {placement!r}"
         elif problem is None:
             problem = made.unloadable
         if problem is None:

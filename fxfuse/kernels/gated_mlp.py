@@ -3,9 +3,7 @@
 `rms_norm_gated_mlp`, the same with the residual add behind it, and `gated_mlp`, which has no norm, differ by what
 stands around one body, so most kernels are three functions of a line.
 
-``plain`` reads the parameters as they are. On a CPU without bf16 instructions oneDNN's bf16 GEMM is several times
-slower than fp32's (docs/architecture.md, "Kernels"), so there the projections are computed in fp32, straight from the
-bf16 weights, without a second copy; one row is a reduction, which reads each weight once.
+``plain`` reads the parameters as they are; what a CPU can do better is in `cpu.py`.
 """
 
 from __future__ import annotations
@@ -14,21 +12,17 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 
-from fxfuse.compat import cpu_multiplies_bf16, size_hint
 from fxfuse.kernels.common import TRITON
+from fxfuse.kernels.cpu import PACKED, WIDE, linear_of_packed, packed, wide_linear
 from fxfuse.kernels.norms import normed
-from fxfuse.kernels.registry import SiteFacts, kernel
+from fxfuse.kernels.registry import kernel
 from fxfuse.params import stack
 
 PATTERN = "rms_norm_gated_mlp"
 WITH_ADD = "rms_norm_gated_mlp_add"
 BARE = "gated_mlp"
-LOW = (torch.bfloat16, torch.float16)
-GEMM_ROWS = 32
-"""From here on the fp32 GEMM wins on a CPU without bf16 instructions (bench/cpu_rows.py --isa AVX512_CORE_VNNI)."""
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": F.silu,
@@ -123,27 +117,18 @@ def stacked_biased_bare(x: Any, rows: Any, bias: Any, down: Any, down_bias: Any,
     return _one_gemm(x, rows, bias, down, down_bias, act)
 
 
-def _slow_bf16(facts: SiteFacts) -> str | None:
-    if cpu_multiplies_bf16():
-        return "needs a CPU without bf16 instructions; this one has them"
-    rows = size_hint(facts.rows)
-    if rows is not None and 1 < rows < GEMM_ROWS:
-        return f"needs 1 row or at least {GEMM_ROWS}; the site has {rows}"
-    return None
-
-
-def _wide(x: Any, weight: Any, bias: Any, one_row: bool) -> Any:
-    """``linear`` of low-precision operands, computed in fp32 and rounded once."""
-    if one_row:
-        y = (weight.float() * x.float().reshape(-1)).sum(-1).reshape(*x.shape[:-1], -1)
+def _wide(
+    h: Any, gate: Any, up: Any, gate_up: Any, down: Any,
+    gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any, proj: str, act: str,
+) -> Any:  # fmt: skip
+    if proj == "separate":
+        g, u = wide_linear(h, gate, gate_bias), wide_linear(h, up, up_bias)
     else:
-        y = F.linear(x.float(), weight.float())
-    if bias is not None:
-        y = y + bias.float()
-    return y.to(x.dtype)
+        g, u = halves(wide_linear(h, gate_up, gate_up_bias), proj)
+    return wide_linear(ACTIVATIONS[act](g) * u, down, down_bias)
 
 
-@kernel(PATTERN, name="cpu_fp32_gemm", device="cpu", dtypes=LOW, when=_slow_bf16, backward="autograd", default=True)
+@kernel(PATTERN, name="cpu_fp32_gemm", **WIDE)
 def cpu_fp32_gemm(
     x: Any, weight: Any, gate: Any, up: Any, gate_up: Any, down: Any,
     gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any,
@@ -151,17 +136,52 @@ def cpu_fp32_gemm(
 ) -> Any:  # fmt: skip
     """fp32 GEMMs from bf16 weights; less rounding than eager, no second copy of any weight."""
     h = normed(x, weight, eps, norm)
-    sizes = x.shape[:-1]
-    one_row = isinstance(sizes, tuple) and all(isinstance(s, int) for s in sizes) and _product(sizes) == 1
-    if proj == "separate":
-        g, u = _wide(h, gate, gate_bias, one_row), _wide(h, up, up_bias, one_row)
-    else:
-        g, u = halves(_wide(h, gate_up, gate_up_bias, one_row), proj)
-    return _wide(ACTIVATIONS[act](g) * u, down, down_bias, one_row)
+    return _wide(h, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
 
 
-def _product(sizes: Any) -> int:
-    return functools.reduce(lambda a, b: a * b, sizes, 1)
+@kernel(BARE, name="cpu_fp32_gemm", **WIDE)
+def cpu_fp32_gemm_bare(
+    x: Any, gate: Any, up: Any, gate_up: Any, down: Any,
+    gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any, *, proj: str, act: str,
+) -> Any:  # fmt: skip
+    """fp32 GEMMs from bf16 weights; less rounding than eager, no second copy of any weight."""
+    return _wide(x, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
+
+
+# packed weights: one GEMM for gate and up, one for down, both over weights that oneDNN need not reorder
+
+
+def _packed_rows(
+    h: Any, gate: Any, up: Any, down: Any, rows: Any, last: Any, gate_bias: Any, up_bias: Any, down_bias: Any, act: str
+) -> Any:
+    g, u = linear_of_packed(h, rows, None, gate.shape[0] + up.shape[0]).chunk(2, -1)
+    if gate_bias is not None:
+        g, u = g + gate_bias.float(), u + up_bias.float()
+    return linear_of_packed(ACTIVATIONS[act](g) * u, last, down_bias, down.shape[0]).to(h.dtype)
+
+
+def cpu_packed(
+    x: Any, weight: Any, gate: Any, up: Any, down: Any, rows: Any, last: Any,
+    gate_bias: Any, up_bias: Any, down_bias: Any, *, eps: Any, norm: str, act: str,
+) -> Any:  # fmt: skip
+    """Two GEMMs over packed weights; `gate`, `up` and `down` are asked for their sizes only."""
+    h = normed(x, weight, eps, norm)
+    return _packed_rows(h, gate, up, down, rows, last, gate_bias, up_bias, down_bias, act)
+
+
+def cpu_packed_bare(
+    x: Any, gate: Any, up: Any, down: Any, rows: Any, last: Any, gate_bias: Any, up_bias: Any, down_bias: Any,
+    *, act: str,
+) -> Any:  # fmt: skip
+    """Two GEMMs over packed weights; `gate`, `up` and `down` are asked for their sizes only."""
+    return _packed_rows(x, gate, up, down, rows, last, gate_bias, up_bias, down_bias, act)
+
+
+for _name, _requires in PACKED.items():
+    _derive = {"rows": packed(stack("gate", "up")), "last": packed("down")}
+    _one_by_one = {**_requires, "variants": {"proj": {"separate"}}, "derive": _derive}
+    kernel(PATTERN, name=_name, **_one_by_one)(cpu_packed)
+    kernel(BARE, name=_name, **_one_by_one)(cpu_packed_bare)
 
 
 def _rows_op() -> Any:

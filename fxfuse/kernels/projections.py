@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 
 from fxfuse.kernels.common import TRITON
+from fxfuse.kernels.cpu import PACKED, WIDE, linear_of_packed, packed, wide_linear
 from fxfuse.kernels.norms import normed
 from fxfuse.kernels.registry import kernel
-from fxfuse.params import stack
+from fxfuse.params import fold, stack
 
 PATTERN = "rms_norm_qkv"
 
@@ -43,6 +45,52 @@ def _cut(y: Any, projections: Any) -> tuple[Any, ...]:
 
 def _each(biases: Any, projections: Any) -> Any:
     return (None,) * len(projections) if biases is None else biases
+
+
+@kernel(PATTERN, name="cpu_fp32_gemm", **WIDE)
+def cpu_fp32_gemm(x: Any, weight: Any, projections: Any, biases: Any, *, eps: Any, norm: str) -> Any:
+    """fp32 GEMMs from bf16 weights; less rounding than eager, no second copy of any weight."""
+    h = normed(x, weight, eps, norm)
+    return tuple(wide_linear(h, w, b) for w, b in zip(projections, _each(biases, projections), strict=True))
+
+
+def cpu_packed(x: Any, weight: Any, rows: Any, projections: Any, biases: Any, *, eps: Any, norm: str) -> Any:
+    """One GEMM over packed weights, whose result is cut; `projections` are asked for their sizes only."""
+    h = normed(x, weight, eps, norm)
+    parts = _cut(linear_of_packed(h, rows, None, sum(w.shape[0] for w in projections)), projections)
+    each = zip(parts, _each(biases, projections), strict=True)
+    return tuple((part if b is None else part + b.float()).to(x.dtype) for part, b in each)
+
+
+for _name, _requires in PACKED.items():
+    kernel(PATTERN, name=_name, derive={"rows": packed(stack("projections"))}, **_requires)(cpu_packed)
+
+
+# the norm's scale in the weight, so that the norm itself scales nothing
+
+
+def _unscaled(x: Any, eps: Any) -> Any:
+    h = x.float()
+    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+@kernel(
+    PATTERN, name="folded", derive={"rows": fold(stack("projections"), "weight")}, variants={"norm": {"early", "late"}}
+)
+def folded(x: Any, rows: Any, projections: Any, *, eps: Any) -> Any:
+    """One GEMM over the stacked weights, into which the norm's scale was multiplied. By name only: not measured."""
+    return _cut(F.linear(_unscaled(x, eps), rows), projections)
+
+
+@kernel(
+    PATTERN,
+    name="folded_offset",
+    derive={"rows": fold(stack("projections"), "weight", offset=True)},
+    variants={"norm": {"offset"}},
+)
+def folded_offset(x: Any, rows: Any, projections: Any, *, eps: Any) -> Any:
+    """The same for a norm that scales by 1 + weight."""
+    return _cut(F.linear(_unscaled(x, eps), rows), projections)
 
 
 def _decode_op() -> Any:

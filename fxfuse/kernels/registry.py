@@ -57,6 +57,12 @@ class Kernel:
         return self.owner is pattern if self.owner is not None else library.is_first_of_its_name(pattern)
 
     @functools.cached_property
+    def placements(self) -> frozenset[str]:
+        """Where its derived weights can live: what every one of them allows; "separate" where it derives none."""
+        each = [transform.placements for _, transform in self.derive]
+        return frozenset.intersection(*each) if each else frozenset({"separate"})
+
+    @functools.cached_property
     def parameters(self) -> tuple[str, ...]:
         """The operands that the function takes, by name."""
         return self.takes if self.takes is not None else _parameters_of(self.function)
@@ -111,7 +117,14 @@ def _parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
 
 _REGISTRY: dict[str, list[Kernel]] = {}
 _LOCK = threading.Lock()
-_OWN = ("fxfuse.kernels.gated_mlp", "fxfuse.kernels.norms", "fxfuse.kernels.projections")
+_OWN = (
+    "fxfuse.kernels.gated_mlp",
+    "fxfuse.kernels.linears",
+    "fxfuse.kernels.losses",
+    "fxfuse.kernels.norms",
+    "fxfuse.kernels.projections",
+    "fxfuse.kernels.siblings",
+)
 
 
 def kernel(

@@ -24,11 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from fxfuse.compat import dispatch_mode_active, no_torch_function
+from fxfuse.params.budget import SLACK, Budget, Held, key_of, own_bytes
 from fxfuse.params.share import LOCK, WATCHERS, Group, NotShareable, capturing, kind_reason, layout, share_group
 from fxfuse.params.transforms import Transform
 
 PLACEMENTS = ("share", "copy")
 SAMPLES = 16
+COPIES_ARE_WATCHED = (
+    f"copies of weights are made anew where a parameter's identity, address, version or one of {SAMPLES} sampled "
+    "elements changed; a write without such a trace (few elements, through .data or NumPy) needs fxfuse.refresh"
+)
+"""What a report says where a site's weights are a copy."""
 _address = Tensor.data_ptr
 _is_contiguous = Tensor.is_contiguous
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -54,7 +60,7 @@ class Derived:
                 f"{self.transform.describe()} was given {len(self.positions)} positions; "
                 f"it takes {len(self.transform.sources)}, for {', '.join(self.transform.sources)} in this order"
             )
-        if self.placement == "share" and not self.transform.shareable:
+        if self.placement not in self.transform.placements:
             raise ValueError(
                 f"{self.transform.describe()} cannot be placed by 'share', since its sources are not contiguous slices "
                 "of it; valid is 'copy'"
@@ -65,7 +71,8 @@ class DerivedInputs:
     """The derived operands of one compiled graph, for the live arguments of each call.
 
     `on_note` gets a sentence, once per operand and reason, when an operand cannot be kept and is computed anew on each
-    call: correct, and slower. Keeping is tried again at the 2nd, 4th, 8th, ... such call. `take_mapped` is `share`'s.
+    call: correct, and slower. Keeping is tried again at the 2nd, 4th, 8th, ... such call. `take_mapped` is `share`'s;
+    `extra_memory` is what copies may take (`fxfuse.params.budget`).
     """
 
     def __init__(
@@ -74,10 +81,12 @@ class DerivedInputs:
         on_note: Callable[[str], None] | None = None,
         *,
         take_mapped: bool = False,
+        extra_memory: float = float("inf"),
     ) -> None:
         self.derived = tuple(derived)
         self._on_note = on_note
         self._take_mapped = take_mapped
+        self._extra_memory = extra_memory
         self._noted: set[tuple[int, str]] = set()
         self._entries: dict[tuple[int, ...], _Entry] = {}
         self._pick = _picker([position for one in self.derived for position in one.positions])
@@ -125,7 +134,7 @@ class DerivedInputs:
     def _keep(self, one: Derived, sources: Sequence[Tensor]) -> tuple[Group | _Copy, Tensor]:
         with LOCK, torch.inference_mode(False), torch.no_grad():
             if one.placement == "copy":
-                copy = _copy_of(one.transform, sources)
+                copy = _copy_of(one.transform, sources, self._extra_memory)
                 return copy, copy.tensor
             group = share_group(sources, one.transform, take_mapped=self._take_mapped)
             assert group.tensor is not None  # only given up under LOCK
@@ -164,12 +173,12 @@ class _Copy:
     """
 
     __slots__ = (
-        "__weakref__", "contiguous", "key", "layouts", "pointers", "refs", "samples", "tensor", "users", "versions",
-        "views",
+        "__weakref__", "bytes", "contiguous", "key", "layouts", "pointers", "ratio", "refs", "samples", "tensor",
+        "users", "versions", "views",
     )  # fmt: skip
 
     def __init__(self, transform: Transform, sources: Sequence[Tensor]) -> None:
-        self.key = _key(transform, sources)
+        self.key = key_of(transform, sources)
         self.users: weakref.WeakSet[_Entry] = weakref.WeakSet()
         self.refs = [weakref.ref(source) for source in sources]
         # looked at before the values are read, so that a write in between is seen by the next check
@@ -183,6 +192,8 @@ class _Copy:
         storage = self.tensor.untyped_storage()._cdata
         if any(storage == source.untyped_storage()._cdata for source in sources):  # a cast that changes nothing
             self.tensor = self.tensor.clone()
+        self.bytes = transform.bytes_held(self.tensor)
+        self.ratio = self.bytes / max(1, own_bytes(sources))
 
     def fresh(self, sources: Sequence[Tensor]) -> bool:
         """Whether `sources` are the same objects and look as they did."""
@@ -210,29 +221,43 @@ class _Copy:
 _COPIES: weakref.WeakValueDictionary[tuple[Transform, tuple[int, ...]], _Copy] = weakref.WeakValueDictionary()
 
 
-def _key(transform: Transform, sources: Sequence[Tensor]) -> tuple[Transform, tuple[int, ...]]:
-    return transform, tuple(map(id, sources))
+def copies() -> list[Held]:
+    """The copies of this process: for accounts, and for what a further one may take."""
+    return list(_COPIES.values())
 
 
-def _copy_of(transform: Transform, sources: Sequence[Tensor]) -> _Copy:
-    """The copy of these sources that is fresh now. Under LOCK. Raises NotShareable if none can be kept."""
-    if dispatch_mode_active():
-        raise NotShareable("a TorchDispatchMode is active, so what it would see are not the parameters' real values")
-    if capturing(sources):
-        raise NotShareable("a CUDA graph is being captured, which would go on reading a copy that was dropped")
+def unwatchable(transform: Transform, sources: Sequence[Tensor]) -> str | None:
+    """Why no copy of these sources can be kept up to date, or None."""
     for index, source in enumerate(sources):
         reason = kind_reason(source)
         if reason is None and source.dtype.itemsize not in _BITS:
             reason = f"has the dtype {source.dtype}, of which no elements can be compared by their bits"
         if reason:
-            raise NotShareable(f"source {index} ({transform.sources[index]}) {reason}")
-    copy = _COPIES.get(_key(transform, sources))
+            return f"source {index} ({transform.sources[index]}) {reason}"
+    return None
+
+
+def _copy_of(transform: Transform, sources: Sequence[Tensor], extra_memory: float) -> _Copy:
+    """The copy of these sources that is fresh now. Under LOCK. Raises NotShareable if none can be kept."""
+    if dispatch_mode_active():
+        raise NotShareable("a TorchDispatchMode is active, so what it would see are not the parameters' real values")
+    if capturing(sources):
+        raise NotShareable("a CUDA graph is being captured, which would go on reading a copy that was dropped")
+    problem = unwatchable(transform, sources)
+    if problem is not None:
+        raise NotShareable(problem)
+    copy = _COPIES.get(key_of(transform, sources))
     if copy is not None:
         if copy.fresh(sources):
             return copy
         copy.retire()
         del copy  # its memory first, then the new one's
+    problem = Budget(extra_memory, copies()).refusal([(transform, sources)])
+    if problem is not None:
+        raise NotShareable(problem)
     copy = _Copy(transform, sources)
+    if copy.ratio > extra_memory + SLACK:
+        raise NotShareable(f"{transform.describe()} took {copy.bytes} bytes, more than was foreseen and granted")
     _COPIES[copy.key] = copy
     WATCHERS.add(copy)
     return copy

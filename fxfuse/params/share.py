@@ -117,6 +117,8 @@ def find(sources: Sequence[Tensor], transform: Transform) -> Group | None:
     group = _GROUPS.get(id(sources[0]))
     if group is None or group.tensor is None or len(group.members) != len(sources) or not transform.shareable:
         return None
+    if type(group.transform) is not type(transform):  # rows (n * A, B) or experts (n, A, B)
+        return None
     # `p.data = p.data.t()` keeps object and address, so what is read from there counts too; loops are slow here
     for source, member, pointer, (shape, _, dtype) in zip(sources, group.members, group.pointers, group.layouts):  # noqa: B905
         if (
@@ -139,9 +141,9 @@ def current(sources: Sequence[Tensor], transform: Transform) -> Tensor | None:
 def share(sources: Sequence[Tensor], transform: Transform, *, take_mapped: bool = False) -> Tensor:
     """Move `sources` into one allocation and return it: what `transform` gives, without a second copy.
 
-    `sources` are in the order of `transform.sources`, of shapes (n_i, ...); the result F is (sum of n_i, ...). Sources
-    that already live together in this order keep their F. Raises NotShareable with the reason; then nothing was
-    changed.
+    `sources` are in the order of `transform.sources`, of shapes (n_i, ...); the result F is (sum of n_i, ...), or of
+    experts (number of sources, n, ...). Sources that already live together in this order keep their F. Raises
+    NotShareable with the reason; then nothing was changed.
 
     `take_mapped` also takes sources in a private mapping of a file, which is where `from_pretrained` leaves weights
     on a CPU if their dtype is the checkpoint's. Their pages then become memory of this process instead of pages which
@@ -161,7 +163,12 @@ def share_group(sources: Sequence[Tensor], transform: Transform, *, take_mapped:
     found = find(sources, transform)
     if found is not None:
         return found
-    require_shareable(sources, transform, take_mapped=take_mapped)
+    try:
+        require_shareable(sources, transform, take_mapped=take_mapped)
+    except NotShareable:
+        if not dispatch_mode_active() and not capturing(sources):
+            _free_broken(sources)
+        raise
     group = _move(sources, transform)
     for old in {id(g): g for g in (_GROUPS.get(id(source)) for source in sources) if g is not None}.values():
         # broken, or it would have been refused; members that stay in it keep its memory through their storage
@@ -204,14 +211,15 @@ def _move(sources: Sequence[Tensor], transform: Transform) -> Group:
         whole = transform(*originals)
         if type(whole) is not Tensor or not whole.is_contiguous():
             raise NotShareable(f"{transform.describe()} gave a {type(whole).__name__} that is not one plain allocation")
+        rows = whole.view(-1, *sources[0].shape[1:])  # of experts, too
         ends = list(accumulate(source.shape[0] for source in sources))
         for source, end in zip(sources, ends, strict=True):
-            part = from_dlpack(to_dlpack(whole[end - source.shape[0] : end]))
+            part = from_dlpack(to_dlpack(rows[end - source.shape[0] : end]))
             # strides of dimensions of length 1 are free, and DLPack does not carry them: Dynamo guards on them
             part = part.as_strided(source.shape, source.stride())
             moved += 1
             source.data = part
-            _require_moved(source, whole, end, transform)
+            _require_moved(source, rows, end, transform)
         return Group(sources, transform, whole)
     except BaseException as error:
         for source, original in zip(sources[:moved], originals, strict=False):
@@ -233,6 +241,34 @@ def _require_moved(source: Tensor, whole: Tensor, end: int, transform: Transform
         raise NotShareable(f"a source of {transform.describe()} came to lie at {source.data_ptr():#x}, not {start:#x}")
 
 
+def _free_broken(sources: Sequence[Tensor]) -> None:
+    """Free what groups hold that lost a member, and that no new group takes the place of: nobody reads it any more.
+
+    A member that is still in place holds all of the allocation, so it gets a storage of its own, unless someone else
+    holds the one that it has.
+    """
+    for source in sources:
+        group = _GROUPS.get(id(source))
+        if group is None or group.intact():
+            continue
+        group.tensor = None
+        for index, member in enumerate(group.members):
+            one = member()
+            if one is not None and _is_in(group, index, one) and _storage_reason(one, take_mapped=False) is None:
+                _give_back(one)
+                _GROUPS.pop(member.key, None)
+
+
+def _is_in(group: Group, index: int, source: Tensor) -> bool:
+    """Whether a member lives in the group's allocation: one that was re-pointed since has a storage of its own."""
+    return _GROUPS.get(group.members[index].key) is group and source.data_ptr() == group.pointers[index]
+
+
+def _give_back(source: Tensor) -> None:
+    own = torch.empty_strided(source.shape, source.stride(), dtype=source.dtype, device=source.device)
+    source.data = own.copy_(source.data)
+
+
 def _leave(group: Group, leaving: Sequence[Tensor]) -> None:
     for source in leaving:
         if _GROUPS.get(id(source)) is group:
@@ -244,12 +280,9 @@ def _restore_group(group: Group) -> int:
     given_back = 0
     for index, member in enumerate(group.members):
         source = member()
-        # one that was re-pointed since, or is in another group by now, has a storage of its own
-        if source is None or _GROUPS.get(member.key) is not group or source.data_ptr() != group.pointers[index]:
-            continue
-        own = torch.empty_strided(source.shape, source.stride(), dtype=source.dtype, device=source.device)
-        source.data = own.copy_(source.data)
-        given_back += 1
+        if source is not None and _is_in(group, index, source):
+            _give_back(source)
+            given_back += 1
     _give_up(group)
     return given_back
 
@@ -262,7 +295,7 @@ def require_shareable(sources: Sequence[Tensor], transform: Transform, *, take_m
     if not transform.shareable:
         raise NotShareable(
             f"{transform.describe()} does not leave its sources as contiguous slices; only a stack of plain parameters "
-            "along dimension 0 does"
+            "along dimension 0, or of experts, does"
         )
     if dispatch_mode_active():
         raise NotShareable("a TorchDispatchMode is active, so what it would see are not the parameters' real values")

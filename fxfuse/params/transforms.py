@@ -5,6 +5,7 @@ compared, pickled, printed in a report, written into a graph (`placement="inline
 and run on meta or fake tensors to learn a shape.
 
 A new transform is a frozen dataclass with one method, `_apply`; `_check`, `_invert` and `shareable` where they hold.
+Here are the base and the three that most kernels want; `layouts`, `scaling` and `packing` have the others.
 """
 
 from __future__ import annotations
@@ -67,6 +68,16 @@ class Transform(ABC):
         If so, the sources can live inside the result (`fxfuse.params.share`) and no second copy is needed.
         """
         return False
+
+    @property
+    def inlinable(self) -> bool:
+        """Whether a graph may compute it on each call at a cost worth speaking of."""
+        return all(operand.inlinable for operand in self.operands if isinstance(operand, Transform))
+
+    @property
+    def placements(self) -> frozenset[str]:
+        """Where the result can live: "copy" always, "share" and "inline" where the transform allows it."""
+        return frozenset({"copy", *(["share"] if self.shareable else []), *(["inline"] if self.inlinable else [])})
 
     @property
     def _name(self) -> str:
@@ -145,19 +156,32 @@ class Transform(ABC):
         return self._on_meta(shapes, [torch.float32] * len(shapes)).shape
 
     def bytes(self, shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> int:
-        """The bytes that the result takes, for sources of these shapes and dtypes. Allocates nothing."""
-        result = self._on_meta(shapes, dtypes)
+        """The bytes that the result takes, at most, for sources of these shapes and dtypes. Allocates nothing."""
+        named = dict(zip(self.sources, self._empty(shapes, dtypes), strict=True))
+        return self._bytes_of([named[one] if isinstance(one, str) else one._evaluate(named) for one in self.operands])
+
+    def _bytes_of(self, operands: Sequence[Tensor]) -> int:
+        """The bytes that the result takes for these operands, which have no values."""
+        self._check(operands)
+        result = self._apply(operands)
         return prod(result.shape) * result.dtype.itemsize
 
+    def bytes_held(self, result: Tensor) -> int:
+        """The bytes that a result takes which is there."""
+        return result.untyped_storage().nbytes()
+
     def _on_meta(self, shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> Tensor:
+        result: Tensor = self(*self._empty(shapes, dtypes))
+        return result
+
+    def _empty(self, shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
         if not len(shapes) == len(dtypes) == len(self.sources):
             raise ValueError(
                 f"{self.describe()} was asked about {len(shapes)} shapes and {len(dtypes)} dtypes; "
                 f"it takes {len(self.sources)} of each, for {', '.join(self.sources)} in this order"
             )
         facts = zip(shapes, dtypes, strict=True)
-        result: Tensor = self(*(torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in facts))
-        return result
+        return [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in facts]
 
     # sources that stand for several tensors
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fxfuse
-from fxfuse.kernels import gated_mlp, kernels_for
+from fxfuse.kernels import cpu, gated_mlp, kernels_for
 from fxfuse_patterns.rms_norm_gated_mlp import rms_norm_gated_mlp
 
 HIDDEN, INTERMEDIATE, OUT, EPS = 64, 88, 48, 1e-6
@@ -148,7 +148,7 @@ class Block(torch.nn.Module):
 def test_the_kernel_follows_cpu_dtype_and_rows(
     native: bool, dtype: torch.dtype, rows: int, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gated_mlp, "cpu_multiplies_bf16", lambda: native)
+    monkeypatch.setattr(cpu, "cpu_multiplies_bf16", lambda: native)
     block, x = Block().to(dtype), torch.randn(rows, HIDDEN, dtype=dtype)
     compiled = torch.compile(block, backend="fxfuse", options={"inner": "eager", "on_error": "raise"})
     out = compiled(x)

@@ -424,3 +424,36 @@ def test_threads_share_one_allocation_per_model() -> None:
     for index, whole in enumerate(expected):
         assert len({id(each[index]) for each in found}) == 1
         assert torch.equal(found[0][index], whole)
+
+
+@pytest.mark.parametrize("leaving", ["both", "one"])
+def test_a_broken_group_that_cannot_be_made_anew_holds_no_memory(leaving: str) -> None:
+    mlp = Mlp()
+    whole = weakref.ref(share(pair(mlp), GATE_UP))
+    leavers = pair(mlp) if leaving == "both" else pair(mlp)[:1]
+    for weight in leavers:
+        weight.data = torch.randn(24, 16).share_memory_()
+    values = [weight.detach().clone() for weight in pair(mlp)]
+    with pytest.raises(NotShareable, match="is in shared memory"):
+        share(pair(mlp), GATE_UP)
+    gc.collect()
+    assert whole() is None
+    for weight in leavers:
+        weight.data = weight.data.clone()
+    assert torch.equal(share(pair(mlp), GATE_UP), torch.cat(values))
+
+
+def test_the_one_that_stayed_keeps_its_storage_while_someone_holds_it() -> None:
+    mlp = Mlp()
+    share(pair(mlp), GATE_UP)
+    held = mlp.up.weight.detach()
+    mlp.gate.weight.data = torch.randn(24, 16).share_memory_()
+    for _ in range(2):
+        with pytest.raises(NotShareable, match="is in shared memory"):
+            share(pair(mlp), GATE_UP)
+        mlp.up.weight.data.mul_(2)
+        assert torch.equal(held, mlp.up.weight), "they parted"
+    del held
+    mlp.gate.weight.data = mlp.gate.weight.data.clone()
+    assert torch.equal(share(pair(mlp), GATE_UP), torch.cat(pair(mlp)))
+    assert restore(mlp) == 2

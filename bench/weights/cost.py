@@ -1,0 +1,44 @@
+"""What the check of derived weights costs on each call, for so many fused sources."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fxfuse.params import Derived, DerivedInputs, stack
+
+GATE_UP = stack("gate", "up")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Microseconds of one check, best and in the median of its turns."""
+
+    placement: str
+    sources: int
+    best: float
+    median: float
+
+
+def costs(placements: Sequence[str] = ("share", "copy"), sources: int = 200, turns: int = 60) -> list[Cost]:
+    """All placements in one process, interleaved."""
+    calls: dict[str, tuple[DerivedInputs, list[Tensor]]] = {}
+    for placement in placements:
+        weights: list[Tensor] = [nn.Parameter(torch.randn(32, 32)) for _ in range(sources)]
+        derived = [Derived(GATE_UP, (2 * i, 2 * i + 1), placement) for i in range(sources // 2)]
+        calls[placement] = DerivedInputs(derived), weights
+    times: dict[str, list[float]] = {placement: [] for placement in placements}
+    with torch.no_grad():
+        for turn in range(turns + 1):
+            for placement, (check, weights) in calls.items():
+                start = time.perf_counter()
+                for _ in range(20):
+                    check(weights)
+                if turn:  # the first builds
+                    times[placement].append((time.perf_counter() - start) / 20 * 1e6)
+    return [Cost(p, sources, min(found), statistics.median(found)) for p, found in times.items()]
