@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,17 +13,33 @@ from fxfuse import one_of
 def rms_norm(x: Any, weight: Any, eps: Any) -> Any:
     """RMSNorm over the last dimension, statistics in fp32 (Zhang & Sennrich, arXiv 1910.07467).
 
-    ``x`` [..., hidden], ``weight`` [hidden], or None and then nothing is scaled. Three functions that differ in bf16 by
-    where they round: early (Llama) casts back, then scales; late (GPT-OSS, OLMo2) scales, then casts; offset (Gemma)
-    scales by 1 + w.
+    ``x`` [..., hidden], ``weight`` [hidden]. Three functions that differ in bf16 by where they round: early (Llama, T5)
+    casts back, then scales; late (GPT-OSS, OLMo2, ``nn.RMSNorm``) scales, then casts; offset (Gemma) scales by 1 + w.
     """
     h = x.float()
-    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
-    if weight is None:
-        return h.to(x.dtype)
+    return one_of("norm", **_scaled(x, h * _factor(h, eps), weight))
+
+
+def rms_norm_or_bare(x: Any, weight: Any, eps: Any) -> Any:
+    """The same, and without a scale: bare casts the result (nanochat, Llama 4), rounded the factor (DeepSeek V4)."""
+    h = x.float()
+    factor = _factor(h, eps)
+    bare = h * factor
     return one_of(
         "norm",
-        early=lambda: weight * h.to(x.dtype),
-        late=lambda: (weight * h).to(x.dtype),
-        offset=lambda: (h * (1.0 + weight.float())).to(x.dtype),
+        **_scaled(x, bare, weight),
+        bare=lambda: bare.to(x.dtype),
+        rounded=lambda: x * factor.to(x.dtype),
     )
+
+
+def _scaled(x: Any, h: Any, weight: Any) -> dict[str, Callable[[], Any]]:
+    return {
+        "early": lambda: weight * h.to(x.dtype),
+        "late": lambda: (weight * h).to(x.dtype),
+        "offset": lambda: (h * (1.0 + weight.float())).to(x.dtype),
+    }
+
+
+def _factor(h: Any, eps: Any) -> Any:
+    return torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)

@@ -1,6 +1,6 @@
 """Kernels: implementations of a pattern, with what they require. Importing this loads no kernel and no Triton."""
 
-from fxfuse.kernels.choice import Loss, candidates, choose, fastest, named, why_none
+from fxfuse.kernels.choice import Loss, candidates, choose, fastest, granted, named, why_none
 from fxfuse.kernels.facts import SiteFacts, facts_of
 from fxfuse.kernels.lazy import Lazy
 from fxfuse.kernels.registry import REFERENCE, Kernel, kernel, kernels_for, reference
@@ -17,6 +17,7 @@ __all__ = [
     "choose",
     "facts_of",
     "fastest",
+    "granted",
     "kernel",
     "kernels_for",
     "named",

@@ -10,6 +10,9 @@ from fxfuse.kernels.common import TRITON, is_contiguous, op_operands
 from fxfuse.kernels.facts import SiteFacts
 from fxfuse.kernels.registry import kernel
 
+BARE = ("bare", "rounded")
+"""Variants of `rms_norm` that scale nothing."""
+
 
 def normed(x: Any, weight: Any, eps: Any, norm: str) -> Any:
     """RMSNorm of ``x`` [..., hidden] in fp32, rounded where the variant rounds."""
@@ -25,7 +28,11 @@ def normed(x: Any, weight: Any, eps: Any, norm: str) -> Any:
 @kernel("rms_norm", name="plain", backward="autograd", default=True)
 def plain_rms_norm(x: Any, weight: Any, *, eps: Any, norm: str) -> Any:
     """The reference's operations in the reference's order."""
-    return normed(x, weight, eps, norm)
+    if norm not in BARE:
+        return normed(x, weight, eps, norm)
+    h = x.float()
+    factor = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    return (h * factor).to(x.dtype) if norm == "bare" else x * factor.to(x.dtype)
 
 
 @kernel("add_rms_norm", name="plain", backward="autograd", default=True)
@@ -53,10 +60,12 @@ def _rms_norm_op() -> Any:
     return op()
 
 
-@kernel("rms_norm", name="triton", op=_rms_norm_op, **CONTIGUOUS)
+@kernel(
+    "rms_norm", name="triton", op=_rms_norm_op, variants={"norm": {"early", "late", "offset", "bare"}}, **CONTIGUOUS
+)
 def triton_rms_norm(x: Any, weight: Any, *, eps: float, norm: str) -> Any:
     """One pass over each row (kernels/triton/rms_norm.py)."""
-    return _rms_norm_op()(x, weight, eps, norm)
+    return _rms_norm_op()(x, weight, eps, "none" if norm == "bare" else norm)
 
 
 def _add_rms_norm_op() -> Any:

@@ -45,18 +45,19 @@ class Effects:
         return {node: i for i, node in enumerate(self.graph.nodes)}
 
     @cached_property
+    def _suspects(self) -> list[tuple[int, fx.Node]]:
+        """The nodes, with their places, whose arguments must be looked at: few, in most graphs."""
+        return [(i, node) for i, node in enumerate(self.graph.nodes) if not _only_computes(node)]
+
+    @cached_property
     def writes(self) -> list[tuple[fx.Node, tuple[fx.Node, ...]]]:
         """Each writing node with the nodes that it writes to, in graph order."""
-        found = []
-        for node in self.graph.nodes:
-            written = () if _never_writes(node) else tuple(written_by(node))
-            if written:
-                found.append((node, written))
-        return found
+        every = ((node, tuple(written_by(node))) for _, node in self._suspects)
+        return [(node, written) for node, written in every if written]
 
     @cached_property
     def switches(self) -> list[tuple[int, fx.Node]]:
-        return [(i, node) for i, node in enumerate(self.graph.nodes) if switches_mode(node)]
+        return [(i, node) for i, node in self._suspects if switches_mode(node)]
 
     def grad_enabled(self, node: fx.Node, ambient: bool) -> bool:
         """Whether grad mode is on at this node, where it is ``ambient`` on entry to the graph."""
@@ -170,10 +171,7 @@ def written_by_first(node: fx.Node) -> bool:
 def written_by(node: fx.Node) -> Iterator[fx.Node]:
     """The operands that this node writes to."""
     if node.op == "call_method":
-        name = str(node.target)
-        inplace = (name.endswith("_") and not name.startswith("__")) or name in {"__setitem__", "__delitem__"}
-        inplace = inplace or (name.startswith("__i") and name.endswith("__") and name not in {"__invert__", "__iter__"})
-        if inplace and name not in _NOT_A_WRITE and isinstance(node.args[0], fx.Node):
+        if _is_inplace_method(str(node.target)) and isinstance(node.args[0], fx.Node):
             yield node.args[0]
         return
     if node.op == "call_module":
@@ -214,16 +212,25 @@ def written_by(node: fx.Node) -> Iterator[fx.Node]:
             yield from _nodes_in((node.args, tuple(node.kwargs.values())))
 
 
-def _never_writes(node: fx.Node) -> bool:
-    """What can be told without looking at the arguments: most nodes of most graphs."""
-    if node.op == "call_function":
-        target = node.target
+def _only_computes(node: fx.Node) -> bool:
+    """Whether it can be told without looking at the arguments that a node neither writes nor switches anything."""
+    op = node.op
+    if op == "call_function":
         try:
-            pure = _is_pure(target)
+            pure = _is_pure(node.target)
         except TypeError:  # an unhashable callable
             return False
-        return pure and (not node.kwargs or _FLAGS.isdisjoint(node.kwargs))
-    return node.op in {"placeholder", "get_attr", "output"}
+        return pure and _FLAGS.isdisjoint(node.kwargs)
+    if op == "call_method":
+        return not _is_inplace_method(str(node.target))
+    return op in {"placeholder", "get_attr", "output"}
+
+
+@functools.cache
+def _is_inplace_method(name: str) -> bool:
+    inplace = (name.endswith("_") and not name.startswith("__")) or name in {"__setitem__", "__delitem__"}
+    inplace = inplace or (name.startswith("__i") and name.endswith("__") and name not in {"__invert__", "__iter__"})
+    return inplace and name not in _NOT_A_WRITE
 
 
 _FLAGS = {"out", "inplace"}

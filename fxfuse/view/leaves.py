@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -164,15 +165,17 @@ _ROOT = re.compile(r"^[LG]\[['\"]([^'\"]*)['\"]\]\.?")
 def stack_path(node: fx.Node) -> str:
     """The path of the innermost module whose forward made this node, relative to the compiled callable."""
     stack = node.meta.get("nn_module_stack")
-    return _readable(next(reversed(stack.values()))[0]) if stack else ""
+    return readable_path(next(reversed(stack.values()))[0]) if stack else ""
 
 
 def stack_paths(node: fx.Node) -> list[str]:
     """The paths of all modules in whose forward this node was made, outermost first."""
-    return [_readable(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
+    return [readable_path(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
 
 
-def _readable(path: object) -> str:
+@functools.lru_cache(1 << 14)
+def readable_path(path: object) -> str:
+    """A module's path as Dynamo writes it in ``nn_module_stack``, as ``named_modules`` does."""
     plain = _ROOT.sub("", str(path)).replace("._modules", "")
     return _KEY.sub(lambda key: "." + next(g for g in key.groups() if g is not None), plain).lstrip(".")
 

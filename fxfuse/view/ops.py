@@ -106,7 +106,7 @@ _op("div", "input other rounding_mode=None",
 _op("floor_divide", "input other", (operator.floordiv, torch.floor_divide), "floor_divide")
 _op("remainder", "input other", (operator.mod, torch.remainder), "remainder")
 _op("fmod", "input other", (torch.fmod,), "fmod")
-_op("neg", "input", (operator.neg, torch.neg, torch.negative, aten.neg.default), "neg negative")
+_op("neg", "input", (operator.neg, torch.neg, torch.negative, aten.neg.default), "neg negative", distinctive=True)
 _op("abs", "input", (operator.abs, torch.abs, torch.absolute), "abs absolute")
 _op("sign", "input", (torch.sign,), "sign")
 _op("pow", "input exponent", (operator.pow, torch.pow, aten.pow.Tensor_Scalar), "pow")
@@ -240,6 +240,12 @@ _op("layer_norm", "input normalized_shape weight=None bias=None eps=1e-5 cudnn_e
 _op("normalize", "input p=2.0 dim=1 eps=1e-12", (F.normalize,), distinctive=True)
 _op("group_norm", "input num_groups weight=None bias=None eps=1e-5", (F.group_norm,), distinctive=True)
 
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+_op("cross_entropy",
+    "input target weight=None size_average=None ignore_index=-100 reduce=None reduction='mean' label_smoothing=0.0",
+    (F.cross_entropy,), distinctive=True)  # fmt: skip
+
 # --- views and copies -----------------------------------------------------------------------------------------------
 
 _op("transpose", "input dim0 dim1", (torch.transpose, torch.swapaxes, torch.swapdims, aten.transpose.int),
@@ -261,6 +267,7 @@ _op("flatten", "input start_dim=0 end_dim=-1", (torch.flatten,), "flatten", alia
 _op("unflatten", "input dim shape", (torch.unflatten,), "unflatten", alias=True)
 _op("split_last", "input size", (), alias=True)  # [..., n * size] as [..., n, size]
 _op("merge_last", "input", (), alias=True)  # [..., n, m] as [..., n * m]
+_op("rows", "input", (), alias=True)  # [..., n] as [all rows, n]
 _op("expand", "input *size", (aten.expand.default,), "expand", alias=True)
 _op("expand", "input size", (torch.broadcast_to,), "broadcast_to", alias=True)
 _op("expand_as", "input other", (), "expand_as", alias=True)

@@ -160,8 +160,12 @@ class View:
         while pending:
             at = pending.pop()
             self._found[at.op].append(at)
-            for raw in operands_in(at.args):
-                operand = values[raw] if type(raw) is fx.Node else raw
+            raws = at.args.values()
+            for raw in operands_in(at.args) if tuple in map(type, raws) else raws:
+                kind = type(raw)
+                if kind is not fx.Node and kind is not Value:
+                    continue
+                operand = values[raw] if kind is fx.Node else raw
                 readers = operand.readers
                 if not readers or readers[-1] is not at:
                     readers.append(at)

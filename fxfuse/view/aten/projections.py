@@ -40,7 +40,8 @@ def product_of_flat_rows(view: View, value: Value) -> Value | None:
     """``mm(x.view(-1, k), m).view(..., n)`` is ``x @ m``: the rows are the same, in the same order."""
     absorbed = Absorbed(view)
     product = absorbed.take(value.args["input"], "matmul")
-    flat = absorbed.take(product.args["input"], "reshape") if product is not None else None
+    rows = product.args["input"] if product is not None else None
+    flat = absorbed.take(rows, "rows") or absorbed.take(rows, "reshape")
     x = view.operand(flat.args["input"]) if flat is not None else None
     if product is None or flat is None or not isinstance(x, Value) or not (x.shape and value.shape):
         return None

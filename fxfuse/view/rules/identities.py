@@ -54,7 +54,7 @@ def shape_restored(view: View, value: Value) -> Value | None:
     return None
 
 
-_RESHAPES = {"reshape", "flatten", "unsqueeze", "squeeze", "split_last", "merge_last"}
+_RESHAPES = {"reshape", "flatten", "unsqueeze", "squeeze", "split_last", "merge_last", "rows"}
 
 
 @see_through("contiguous", "clone", "alias")

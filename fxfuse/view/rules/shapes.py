@@ -123,7 +123,7 @@ def rows_and_back(view: View, value: Value) -> Value | None:
     return value.become("linear", {**product.args, "input": x}, "linear of rows", absorbed)
 
 
-_RESHAPES = {"reshape", "merge_last", "split_last"}
+_RESHAPES = {"reshape", "merge_last", "split_last", "rows"}
 
 
 @rule("reshape", "repeat_interleave", reads="expand")
@@ -217,6 +217,21 @@ def last_dimensions_merged(view: View, value: Value) -> Value | None:
     if not ONLY_THE_LAST(same_shape(old[:-2], new[:-1]) and same_size(old[-2] * old[-1], new[-1])):
         return None
     return value.become("merge_last", {"input": source}, step)
+
+
+@rule("reshape", "rows")
+@rule("flatten", "rows")
+def rows_of_all(view: View, value: Value) -> Value | None:
+    """``[..., n]`` as ``[rows, n]``: every leading dimension in one."""
+    source = view.operand(value.args["input"])
+    if not isinstance(source, Value):
+        return None
+    if view.symbolic:
+        fits = value.op == "flatten" and "start_dim" not in value.args and value.args.get("end_dim") == -2
+    else:
+        old, new = source.shape, value.shape
+        fits = bool(old and new) and len(old) > 2 and len(new) == 2 and ONLY_THE_LAST(same_size(old[-1], new[-1]))
+    return value.become("rows", {"input": source}, "all rows") if fits else None
 
 
 @rule("flatten", "reshape")
