@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fxfuse.params import Derived, DerivedInputs, stack
+from fxfuse.params import Derived, DerivedInputs, pack, stack
 
 GATE_UP = stack("gate", "up")
 
@@ -42,3 +42,18 @@ def costs(placements: Sequence[str] = ("share", "copy"), sources: int = 200, tur
                 if turn:  # the first builds
                     times[placement].append((time.perf_counter() - start) / 20 * 1e6)
     return [Cost(p, sources, min(found), statistics.median(found)) for p, found in times.items()]
+
+
+def packed_sizes(
+    shapes: Sequence[tuple[int, int]] = ((576, 576), (960, 576), (3072, 576), (576, 1536), (100, 36)),
+) -> list[dict[str, int]]:
+    """Bytes of float32 weights as they are, as `pack` foresees them, and as oneDNN and MKL (for 16 rows) pack them."""
+    found = []
+    for rows, columns in shapes:
+        weight, transform = torch.randn(rows, columns), pack("w")
+        onednn = transform.bytes_held(transform(weight))
+        mkl = torch.ops.mkldnn._nbytes(torch.ops.mkl._mkl_reorder_linear_weight(weight, 16))
+        foreseen = transform.bytes([(rows, columns)], [torch.float32])
+        sizes = {"plain": weight.nbytes, "foreseen": foreseen, "onednn": onednn, "mkl": mkl}
+        found.append({"rows": rows, "columns": columns, **sizes})
+    return found

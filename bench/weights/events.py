@@ -21,6 +21,16 @@ def _mlp(model: Decoder, layer: int = 0) -> Any:
     return model.layers[layer].mlp
 
 
+def _random(model: Decoder) -> torch.Tensor:
+    """Other values for a gate or an up."""
+    return torch.randn_like(_mlp(model).gate.weight.detach())
+
+
+def _low_rank(model: Decoder) -> torch.Tensor:
+    rows, columns = _mlp(model).gate.weight.shape
+    return torch.randn(rows, 2) @ torch.randn(2, columns) / columns**0.5
+
+
 def in_place_edit(model: Decoder) -> None:
     with torch.no_grad():
         _mlp(model).gate.weight.mul_(3)
@@ -29,7 +39,7 @@ def in_place_edit(model: Decoder) -> None:
 
 def copy_under_no_grad(model: Decoder) -> None:
     with torch.no_grad():
-        _mlp(model).gate.weight.copy_(torch.randn(32, 16))
+        _mlp(model).gate.weight.copy_(_random(model))
 
 
 def data_mul(model: Decoder) -> None:
@@ -37,7 +47,7 @@ def data_mul(model: Decoder) -> None:
 
 
 def data_copy(model: Decoder) -> None:
-    _mlp(model).up.weight.data.copy_(torch.randn(32, 16))
+    _mlp(model).up.weight.data.copy_(_random(model))
 
 
 def data_add(model: Decoder) -> None:
@@ -50,7 +60,7 @@ def numpy_write(model: Decoder) -> None:
 
 def data_assigned(model: Decoder) -> None:
     for layer in model.layers:
-        layer.mlp.gate.weight.data = torch.randn(32, 16)
+        layer.mlp.gate.weight.data = _random(model)
 
 
 def data_exchanged(model: Decoder) -> None:
@@ -64,7 +74,7 @@ def parameters_exchanged(model: Decoder) -> None:
 
 
 def new_parameter(model: Decoder) -> None:
-    _mlp(model).up.weight = nn.Parameter(torch.randn(32, 16))
+    _mlp(model).up.weight = nn.Parameter(_random(model))
 
 
 def norm_and_down(model: Decoder) -> None:
@@ -137,12 +147,12 @@ def double_and_back(model: Decoder) -> None:
 
 def lora_merged(model: Decoder) -> None:
     for layer in model.layers:
-        layer.mlp.gate.weight.data += torch.randn(32, 2) @ torch.randn(2, 16)
+        layer.mlp.gate.weight.data += _low_rank(model)
 
 
 def lora_merged_and_unmerged(model: Decoder) -> None:
     """What is left is the rounding, and one more adapter, merged after."""
-    delta = torch.randn(32, 2) @ torch.randn(2, 16)
+    delta = _low_rank(model)
     weight = _mlp(model).up.weight
     weight.data += delta
     weight.data -= delta
@@ -165,7 +175,7 @@ def share_memory(model: Decoder) -> None:
 
 def from_another_thread(model: Decoder) -> None:
     def swap() -> None:
-        _mlp(model).gate.weight.data = torch.randn(32, 16)
+        _mlp(model).gate.weight.data = _random(model)
         _mlp(model, 1).up.weight.data.mul_(2)
 
     thread = threading.Thread(target=swap)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
-from fxfuse.compat import dispatch_mode_active, is_functorch_wrapped_tensor, storage_holders
+from fxfuse.compat import dispatch_mode_active, is_functorch_wrapped_tensor, storage_holders, storage_manager
 from fxfuse.params.transforms import Transform
 
 # One lock for all bookkeeping of derived parameters. Reentrant, since a garbage collection may run anything.
@@ -355,6 +355,9 @@ def _own_reason(source: Tensor, take_mapped: bool) -> str | None:
 def _storage_reason(source: Tensor, take_mapped: bool) -> str | None:
     storage = source.untyped_storage()
     own = source.numel() * source.element_size()
+    manager = storage_manager(source)
+    if manager is not None:
+        return f"has storage that {manager} frees and fills again"
     if source.is_shared() and source.device.type == "cpu":
         return "is in shared memory (share_memory_()), which other processes may hold"
     if storage.nbytes() != own:

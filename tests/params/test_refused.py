@@ -10,10 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import bench.weights.model as tiny
 import fxfuse
 from bench.weights.model import Decoder, compiled, inputs
 from bench.weights.refused import CASES, a_subclass, made_in_inference_mode, parametrized, refusal, tied_in_one_site
 from bench.weights.table import _apart
+from fxfuse.params import NotShareable, share, stack, unwatchable
 from fxfuse.params.share import groups_of
 
 SAYS = {
@@ -134,6 +136,42 @@ def test_fsdp2_manages_its_storage(one_rank: Any, placement: str) -> None:
                 theirs.mul_(1.5)
             assert not _apart(fast(x), plain(x))
     assert groups_of(model) == ()
+
+
+@pytest.mark.parametrize("placement", ["share", "copy"])
+@torch.no_grad()
+def test_fsdp2_fills_storage_at_the_address_it_had_without_a_new_version(
+    one_rank: Any, placement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So an update of one element leaves no trace; weights must be so large that addresses are given again."""
+    from torch.distributed.fsdp import fully_shard
+
+    monkeypatch.setattr(tiny, "HIDDEN", 512)
+    monkeypatch.setattr(tiny, "INNER", 1024)
+    model, plain, x = Decoder(), Decoder(), torch.randn(4, 512)
+    plain.load_state_dict(model.state_dict())
+    for layer in model.layers:
+        fully_shard(layer, mesh=one_rank, reshard_after_forward=True)
+    fast = compiled(fully_shard(model, mesh=one_rank), placement)
+    fast(x)
+    for row in range(40):
+        for each in (model.layers[0].mlp.gate.weight.to_local(), plain.layers[0].mlp.gate.weight):
+            each[5 + row, 3] += 2.0
+        assert not _apart(fast(x), plain(x))
+    notes = [note for report in fxfuse.reports() for site in report.sites for note in site.notes]
+    assert any("has storage that FSDP2 frees and fills again" in note for note in notes)
+
+
+def test_parameters_that_other_systems_manage_are_known_by_their_marks() -> None:
+    for mark, manager in (("ds_id", "ZeRO-3"), ("_fsdp_flattened", "FSDP")):
+        pair = [nn.Parameter(torch.randn(8, 8)) for _ in range(2)]
+        assert unwatchable(stack("a", "b"), pair) is None
+        setattr(pair[1], mark, 1)
+        assert f"source 1 (b) has storage that {'DeepSpeed' if mark == 'ds_id' else 'FSDP'}" in str(
+            unwatchable(stack("a", "b"), pair)
+        )
+        with pytest.raises(NotShareable, match=f"{manager} frees and fills again"):
+            share(pair, stack("a", "b"))
 
 
 @pytest.mark.parametrize("placement", ["share", "copy", "inline"])
