@@ -21,8 +21,23 @@ if TYPE_CHECKING:
     from fxfuse.errors import CaptureError, ExpectationError, FxfuseError, OptionError, PatternError
     from fxfuse.inductor_pass import InductorPass
     from fxfuse.kernels import kernel
+    from fxfuse.numerics.bisect import bisect
+    from fxfuse.numerics.repro import repro
     from fxfuse.numerics.verify import verify
-    from fxfuse.params import cast, refresh, restore, stack, transpose
+    from fxfuse.params import (
+        cast,
+        chunk,
+        experts,
+        fold,
+        pack,
+        pad,
+        permute,
+        refresh,
+        restore,
+        scale,
+        stack,
+        transpose,
+    )
     from fxfuse.passes import rewrite
     from fxfuse.report import Report, Site, reports
     from fxfuse.tuning import tune
@@ -44,8 +59,23 @@ _HOMES = {
     "fxfuse.errors": ("CaptureError", "ExpectationError", "FxfuseError", "OptionError", "PatternError"),
     "fxfuse.capture": ("explain",),
     "fxfuse.kernels": ("kernel",),
+    "fxfuse.numerics.bisect": ("bisect",),
+    "fxfuse.numerics.repro": ("repro",),
     "fxfuse.numerics.verify": ("verify",),
-    "fxfuse.params": ("cast", "refresh", "restore", "stack", "transpose"),
+    "fxfuse.params": (
+        "cast",
+        "chunk",
+        "experts",
+        "fold",
+        "pack",
+        "pad",
+        "permute",
+        "refresh",
+        "restore",
+        "scale",
+        "stack",
+        "transpose",
+    ),
     "fxfuse.backend": ("Backend", "fxfuse"),
     "fxfuse.inductor_pass": ("InductorPass",),
     "fxfuse.passes": ("rewrite",),
@@ -70,19 +100,28 @@ __all__ = [
     "Scalar",
     "Site",
     "__version__",
+    "bisect",
     "cast",
+    "chunk",
+    "experts",
     "explain",
+    "fold",
     "keep",
     "kernel",
     "many",
     "one_of",
     "ordered",
+    "pack",
+    "pad",
     "pattern",
+    "permute",
     "refresh",
     "region",
+    "repro",
     "reports",
     "restore",
     "rewrite",
+    "scale",
     "stack",
     "testing",
     "transpose",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxfuse import caching, compat
+from fxfuse import caching, compat, reuse
 from fxfuse.engine import Fused, fuse
 from fxfuse.errors import OptionError, readable, warn_once
 from fxfuse.expectations import judge
@@ -138,25 +138,41 @@ def publish(report: Report, options: Options) -> None:
 
 
 def _inner(fused: Fused, example_inputs: Sequence[Any], options: Options) -> Compiled:
+    compiled = inner_compiled(fused, example_inputs, options)
+    return _with_derived(compiled, fused, example_inputs, options) if fused.derived else compiled
+
+
+def inner_compiled(fused: Fused, example_inputs: Sequence[Any], options: Options) -> Compiled:
+    """The rewritten graph as the inner compiler makes it; it takes derived weights as further arguments."""
     gm, examples = fused.gm, list(example_inputs)
     if fused.derived:
         holders = [n for n in gm.graph.nodes if n.op == "placeholder"]
         examples += [n.meta["example_value"] for n in holders[len(examples) :]]
+    compiled, record = reuse.compile_graph(gm, examples, options, _compiler(options))
+    fused.report.reuse = (record,)
+    return compiled
+
+
+def _compiler(options: Options) -> reuse.Compiler:
+    """The inner compiler, as a function of a graph and its example inputs."""
     if options.inner == "eager":
-        compiled: Compiled = gm.forward
-    elif options.inner == "aot_eager":
-        compiled = torch._dynamo.lookup_backend("aot_eager")(gm, examples)
-    else:
-        patches = compat.mode_options(options.mode) if options.mode not in (None, "default") else {}
-        patches.update(dict(options.inner_options))
-        with compat.tagged_cache(caching.tag(options.patterns)):
-            compiled = compat.compile_fx(gm, examples, patches)
-    return _with_derived(compiled, fused, example_inputs) if fused.derived else compiled
+        return lambda gm, examples: gm.forward
+    if options.inner == "aot_eager":
+        return torch._dynamo.lookup_backend("aot_eager")
+    patches = compat.mode_options(options.mode) if options.mode not in (None, "default") else {}
+    patches.update(dict(options.inner_options))
+    tag = caching.tag(options.patterns)
+
+    def inductor(gm: fx.GraphModule, examples: list[Any]) -> Compiled:
+        with compat.tagged_cache(tag):
+            return compat.compile_fx(gm, examples, dict(patches))
+
+    return inductor
 
 
-def _with_derived(compiled: Compiled, fused: Fused, example_inputs: Sequence[Any]) -> Compiled:
+def _with_derived(compiled: Compiled, fused: Fused, example_inputs: Sequence[Any], options: Options) -> Compiled:
     """The compiled graph, fed on each call with the derived weights of that call's live arguments."""
-    inputs = DerivedInputs(fused.derived, on_note=_note_on(fused.report))
+    inputs = DerivedInputs(fused.derived, on_note=_note_on(fused.report), extra_memory=options.extra_memory)
     if all(_is_real(example_inputs[p]) for one in fused.derived for p in one.positions):
         inputs(example_inputs)  # weights move now, after the inner compile, and not during the first call
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxfuse import compat
+from fxfuse import compat, reuse
 from fxfuse.engine import Fused, fuse, with_graph_number
 from fxfuse.errors import CaptureError
 from fxfuse.expectations import judge
 from fxfuse.numerics.state import preserved
 from fxfuse.options import Options, parse
+from fxfuse.recording import totals
 from fxfuse.report import Report
 
 
@@ -85,7 +86,8 @@ def capture(
         if place is not None:
             looked_at.setdefault(*place)
         try:
-            fused = fuse(gm, examples, options, names=names)
+            fused = fuse(gm, examples, options, names=names, record=True)
+            fused.report.reuse = (reuse.foresee(fused.gm, examples, options),)
             reports.append(with_graph_number(fused.report, len(reports)))
             return saved.guarding(gm, runner(gm, fused))
         except Exception as error:  # Dynamo would wrap it; it is raised below as it is
@@ -93,7 +95,7 @@ def capture(
             return gm.forward
 
     try:
-        with _underneath(model), preserved(model, args, kwargs) as saved, compat.without_recompile_limits():
+        with underneath(model), preserved(model, args, kwargs) as saved, compat.without_recompile_limits():
             compat.isolated_compile(model, look)(*args, **kwargs)
     finally:
         for code, entries in looked_at.items():
@@ -123,11 +125,14 @@ def merge(reports: Sequence[Report], options: Options) -> Report:
         versions=reports[0].versions,
         seconds=seconds,
         notes=tuple(n for r in reports for n in r.notes),
+        patterns=totals([p for r in reports for p in r.patterns], [s for r in reports for s in r.sites]),
+        captured=tuple(g for r in reports for g in r.captured),
+        reuse=tuple(u for r in reports for u in r.reuse),
     )
 
 
 @contextlib.contextmanager
-def _underneath(model: Any) -> Iterator[None]:
+def underneath(model: Any) -> Iterator[None]:
     """For the time of the call, modules compiled in place (``module.compile()``) run as they were."""
     compiled = []
     if isinstance(model, torch.nn.Module):

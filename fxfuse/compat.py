@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +27,11 @@ __all__ = [
     "ambient_autocast",
     "aot_input",
     "autograd_inside_op",
+    "can_pack_linear",
     "code_being_compiled",
     "compile_cache_in",
     "compile_fx",
+    "compile_mode",
     "constant_source",
     "core_decompositions",
     "cpu_multiplies_bf16",
@@ -38,20 +41,29 @@ __all__ = [
     "dynamo_placeholders",
     "forget_code",
     "inductor_decompositions",
+    "inductor_flag",
     "inductor_options",
+    "inside_ddp_optimizer",
     "is_fullgraph",
     "is_functorch_wrapped_tensor",
+    "is_wrapper_subclass",
     "isolated_compile",
+    "isolated_tracing",
     "make_fx",
     "mark_static",
     "mode_names",
     "mode_options",
     "no_torch_function",
+    "output_strides",
+    "pack_linear",
+    "packed_bytes",
+    "run_packed_linear",
     "shape_env_of",
     "size_hint",
     "static_aot_inputs",
     "statically_known_true",
     "storage_holders",
+    "storage_manager",
     "tagged_cache",
     "validate_program",
     "without_autocast",
@@ -144,6 +156,65 @@ def without_new_guards(shape_env: Any) -> Iterator[None]:
     yield
     if len(getattr(shape_env, "guards", ())) != known:
         raise RuntimeError(f"a symbolic size was constrained: {shape_env.guards[known].expr}")
+
+
+def is_wrapper_subclass(tensor: Tensor) -> bool:
+    """Whether a tensor is made of others (quantized, distributed, nested), which AOTAutograd takes apart."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    return bool(is_traceable_wrapper_subclass(tensor))
+
+
+def compile_mode(values: Iterable[Any]) -> Any:
+    """The fake mode that a backend is to compile under: Dynamo's for its backend, which is not that of the graph's own
+    example values but has their symbols; outside of Dynamo that of the values. None where there is none."""
+    from torch._guards import TracingContext
+
+    context = TracingContext.try_get()
+    if context is not None and context.fake_mode is not None:
+        return context.fake_mode
+    return next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
+
+
+@contextlib.contextmanager
+def isolated_tracing(fake_mode: Any) -> Iterator[None]:
+    """A compile inside of a compile: what AOTAutograd and Inductor note down of this graph stays with this graph.
+
+    Symbolic sizes and the guards on them are ``fake_mode``'s, and so the outer compile's.
+    """
+    from torch._guards import TracingContext, tracing
+
+    with tracing(TracingContext(fake_mode)):
+        yield
+
+
+@contextlib.contextmanager
+def output_strides() -> Iterator[Any]:
+    """The strides of what Inductor's code gives, filled when a graph without backward is compiled inside."""
+    from torch._guards import TracingContext
+
+    with TracingContext.report_output_strides() as strides:
+        yield strides
+
+
+def inside_ddp_optimizer() -> bool:
+    """Whether DistributedDataParallel's optimizer compiles parts of a graph now, and runs them on fake tensors."""
+    from torch._guards import TracingContext
+
+    context = TracingContext.try_get()
+    return context is not None and getattr(context, "ddp_optimizer_ctx", None) is not None
+
+
+def inductor_flag(name: str, given: Mapping[str, Any]) -> bool:
+    """Whether an option of Inductor is on: as given for one compile, or for the process."""
+    import torch._inductor.config as config
+
+    if name in given:
+        return bool(given[name])
+    held: Any = config
+    for part in name.split("."):
+        held = getattr(held, part)
+    return bool(held)
 
 
 def custom_graph_pass() -> type:
@@ -253,6 +324,52 @@ def cpu_multiplies_bf16() -> bool:
         if check is not None and check():
             return True
     return torch.backends.cpu.get_cpu_capability() not in {"DEFAULT", "AVX2", "AVX512", "NO AVX"} and _arm_has_bf16()
+
+
+def can_pack_linear() -> str | None:
+    """Why this torch cannot pack a linear's weight for oneDNN, or None."""
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    ops = ("_reorder_linear_weight", "_linear_pointwise", "_nbytes")
+    missing = [name for name in ops if not hasattr(torch.ops.mkldnn, name)]
+    return f"this torch has no torch.ops.mkldnn.{missing[0]}" if missing else None
+
+
+def pack_linear(weight: Tensor) -> Tensor:
+    """A linear's weight in the layout that oneDNN's GEMM prefers; an opaque tensor."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return packed
+
+
+def packed_bytes(packed: Tensor) -> int:
+    """The bytes that an opaque tensor of oneDNN takes."""
+    return int(torch.ops.mkldnn._nbytes(packed))
+
+
+def run_packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` of a contiguous input with a weight from `pack_linear`."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")
+    return result
+
+
+def storage_manager(tensor: Tensor) -> str | None:
+    """Who frees this parameter's storage and fills it again behind its version counter: FSDP, ZeRO-3; None: nobody."""
+    if hasattr(tensor, "ds_id"):
+        return "DeepSpeed's ZeRO-3"
+    if hasattr(tensor, "_fsdp_flattened"):
+        return "FSDP"
+    states = getattr(sys.modules.get("torch.distributed._composable_state"), "_module_state_mapping", {})
+    for held in list(states.values()):
+        state = held() if isinstance(held, weakref.ref) else held
+        if type(state).__name__ != "FSDPState":
+            continue
+        groups = getattr(state, "_fsdp_param_groups", None)
+        if groups is None:  # torch < 2.12
+            groups = [group for group in [getattr(state, "_fsdp_param_group", None)] if group is not None]
+        for each in (param for group in groups for param in group.fsdp_params):
+            if getattr(each, "_unsharded_param", None) is tensor or getattr(each, "sharded_param", None) is tensor:
+                return "FSDP2"
+    return None
 
 
 def _arm_has_bf16() -> bool:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import linecache
 import os
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
+import torch
 from torch import fx
 
 from fxfuse.authoring.terms import CaptureTerm, Line, Term
 from fxfuse.match import Failure, Found
-from fxfuse.match.reasons import expected_words, found_words, place_of
+from fxfuse.match.reasons import expected_words, found_words, place_of, words
 from fxfuse.report import ReasonRecord, Site
+from fxfuse.report.later import Later
 from fxfuse.view import Value
-from fxfuse.view.leaves import stack_path
-from fxfuse.view.values import SymbolicMeta, describe_tensor
+from fxfuse.view.leaves import readable_path
+from fxfuse.view.values import SymbolicMeta, dtype_name
 
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)[^\n]*\n\s+([^\n]+)')
+FRAME = re.compile(r'File "([^"]+)", line (\d+)[^\n]*\n\s+([^\n]+)')
 _LONGEST_SIGNATURE = 64
 
 
@@ -39,41 +42,95 @@ def site_record(found: Found, failure: Failure | None, modules: Sequence[str], o
         nodes=tuple(n.name for n in found.nodes),
         steps=tuple(dict.fromkeys(step for v in values for step in v.steps)),
         detail=reason_record(failure) if failure is not None else None,
-        also=tuple(map(reason_record, failure.also)) if failure is not None else (),
+        also=Later(partial(_records, [_taken(f) for f in failure.also])) if failure and failure.also else (),
         **more,
     )
 
 
-def reason_record(failure: Failure, **attempt: Any) -> ReasonRecord:
-    """The failure as plain data. ``attempt``: which alternative it stopped, and how far that got."""
-    node = failure.node
-    line, text = source_line(node) if node is not None else ("", "")
-    reader = failure.reader
-    reader_line, reader_text = source_line(reader) if reader is not None else ("", "")
-    author = _author_line(failure.term)
+class _Place(NamedTuple):
+    """Where a node is, in references to what is there anyway."""
+
+    name: str
+    path: str
+    trace: str
+
+
+class _Reason(NamedTuple):
+    """A failure without what keeps its graph alive, with words in place of values."""
+
+    code: str
+    expected: str
+    found: str | None
+    term: Term | None
+    between: bool
+    type: Any
+    node: _Place | None
+    reader: _Place | None
+    tried: tuple[tuple[tuple[str, str, int, bool], _Reason], ...]
+
+
+def reason_record(failure: Failure) -> ReasonRecord:
+    """The failure as plain data; the alternatives' are made when somebody reads them."""
+    return _record(_taken(failure), {})
+
+
+def _taken(failure: Failure) -> _Reason:
+    found = failure.found
+    return _Reason(
+        failure.code,
+        words(failure.expected),
+        words(found) if found is not None else None,
+        failure.term,
+        failure.between,
+        form_of(_tensor(failure.operand)),
+        _place(failure.node),
+        _place(failure.reader),
+        tuple([((a.choice, a.label, a.matched, a.settled), _taken(a.reason)) for a in failure.tried]),
+    )
+
+
+def _place(node: fx.Node | None) -> _Place | None:
+    if node is None:
+        return None
+    name = "the graph's output" if node.op == "output" else node.name
+    return _Place(name, raw_path(node), last_frame(node))
+
+
+def _record(reason: _Reason, attempt: Mapping[str, Any]) -> ReasonRecord:
+    said = Failure(reason.code, reason.expected, reason.found, reason.term, between=reason.between)
+    node, reader = reason.node, reason.reader
+    line, text = _line_of(node.trace) if node is not None else ("", "")
+    reader_line, reader_text = _line_of(reader.trace) if reader is not None else ("", "")
+    author = _author_line(said.term)
     return ReasonRecord(
-        code=failure.code,
-        sentence=failure.sentence(),
-        expected=expected_words(failure),
-        found=found_words(failure),
-        at=place_of(failure.term),
-        pattern_line=_short(str(author)) if author is not None else "",
+        code=said.code,
+        sentence=said.sentence(),
+        expected=expected_words(said),
+        found=found_words(said),
+        at=place_of(said.term),
+        pattern_line=short_path(author) if author is not None else "",
         pattern_text=author.text if author is not None else "",
         graph_node=node.name if node is not None else "",
-        graph_type=_type(failure.operand),
+        graph_type=type_words(reason.type),
         graph_line=line,
         graph_text=text,
-        graph_path=stack_path(node) if node is not None else "",
-        reader_node=("the graph's output" if reader.op == "output" else reader.name) if reader is not None else "",
+        graph_path=readable_path(node.path) if node is not None and node.path else "",
+        reader_node=reader.name if reader is not None else "",
         reader_line=reader_line,
         reader_text=reader_text,
-        reader_path=stack_path(reader) if reader is not None else "",
-        tried=tuple(
-            reason_record(a.reason, alternative=f"{a.choice}={a.label}", matched=a.matched, settled=a.settled)
-            for a in failure.tried
-        ),
+        reader_path=readable_path(reader.path) if reader is not None and reader.path else "",
+        tried=Later(partial(_attempts, reason.tried)) if reason.tried else (),
         **attempt,
     )
+
+
+def _attempts(reasons: Sequence[tuple[tuple[str, str, int, bool], _Reason]]) -> Iterable[ReasonRecord]:
+    for (choice, label, matched, settled), reason in reasons:
+        yield _record(reason, {"alternative": f"{choice}={label}", "matched": matched, "settled": settled})
+
+
+def _records(reasons: Sequence[_Reason]) -> Iterable[ReasonRecord]:
+    return (_record(reason, {}) for reason in reasons)
 
 
 def _author_line(term: Term | None) -> Line | None:
@@ -90,21 +147,54 @@ def _author_line(term: Term | None) -> Line | None:
 
 def source_line(node: fx.Node) -> tuple[str, str]:
     """``("modeling_x.py:88", "hidden = self.norm(hidden)")``: the innermost line of the model that made this node."""
-    trace = node.stack_trace or ""
-    frames = _FRAME.findall(trace)
-    if not frames:
+    return _line_of(last_frame(node))
+
+
+def last_frame(node: fx.Node) -> str:
+    """The innermost frame of a node's stack trace, as text."""
+    trace = node.meta.get("stack_trace")
+    return trace[max(trace.rfind('File "'), 0) :] if trace else ""
+
+
+def _line_of(trace: str) -> tuple[str, str]:
+    frame = FRAME.search(trace)
+    if frame is None:
         return "", ""
-    file, number, text = frames[-1]
+    file, number, text = frame.groups()
     return f"{os.path.basename(file)}:{number}", text.strip()
 
 
-def _type(operand: object) -> str:
+def raw_path(node: fx.Node) -> str:
+    """The innermost module's path as Dynamo writes it."""
+    stack = node.meta.get("nn_module_stack")
+    return str(next(reversed(stack.values()))[0]) if stack else ""
+
+
+def _tensor(operand: object) -> Any:
     if isinstance(operand, fx.Node):
-        operand = Value("", {}, operand, meta=operand.meta.get("example_value", operand.meta.get("val")))
+        return operand.meta.get("example_value", operand.meta.get("val"))
     if isinstance(operand, Value) and not isinstance(operand.meta, SymbolicMeta):
-        return describe_tensor(operand)
-    return ""
+        return operand.meta
+    return None
 
 
-def _short(line: str) -> str:
+def form_of(example: Any) -> Any:
+    """A tensor's dtype and shape, without what symbolic sizes keep alive; of several tensors, those of each."""
+    if isinstance(example, torch.Tensor):
+        return example.dtype, tuple(s if type(s) is int else str(s) for s in example.shape)
+    if isinstance(example, tuple | list):
+        return [form_of(e) for e in example]
+    return None
+
+
+def type_words(form: Any) -> str:
+    """``bf16[s0, 4096]`` of what :func:`form_of` kept."""
+    if isinstance(form, tuple):
+        return f"{dtype_name(form[0])}[{', '.join(map(str, form[1]))}]"
+    return f"({', '.join(map(type_words, form))})" if form else ""
+
+
+def short_path(place: Line) -> str:
+    """A line with its file's last folder."""
+    line = str(place)
     return os.path.join(*line.split(os.sep)[-2:]) if os.sep in line else line

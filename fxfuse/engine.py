@@ -17,16 +17,19 @@ import torch
 from torch import fx
 
 import fxfuse
-from fxfuse import paths, results
+from fxfuse import fuel, paths, results
 from fxfuse.authoring import Pattern, Region
 from fxfuse.describe import site_record
 from fxfuse.errors import OptionError, first_line, warn_once
-from fxfuse.kernels import Kernel, Loss, SiteFacts, choose, facts_of, fastest, named, reference, why_none
+from fxfuse.kernels import Kernel, Loss, SiteFacts, choose, facts_of, fastest, granted, named, reference, why_none
 from fxfuse.match import Failure, Found, Match, find_sites, select, sites_of
 from fxfuse.options import Options
-from fxfuse.params import Derived, NotShareable
+from fxfuse.params import COPIES_ARE_WATCHED, Budget, Derived, NotShareable, Transform, copies, unwatchable
+from fxfuse.params.budget import bytes_of
 from fxfuse.params.share import find, require_shareable
+from fxfuse.recording import Recorder
 from fxfuse.report import Numbers, Report, Site
+from fxfuse.report.later import Later
 from fxfuse.rewriting import Dialect, Editor, RewriteError
 from fxfuse.view import Leaf, Value, View
 from fxfuse.view.effects import body_of
@@ -71,6 +74,7 @@ class Rewritten:
     kernel: Kernel
     placement: str
     site: int
+    made: tuple[fx.Node, ...] = ()
 
 
 @dataclass
@@ -99,6 +103,7 @@ def fuse(
     may_add_inputs: bool = True,
     leaves: Sequence[Leaf] | None = None,
     dialect: Dialect | None = None,
+    record: bool = False,
 ) -> Fused:
     """Match ``options.patterns`` in ``gm`` and rewrite a copy of it.
 
@@ -108,13 +113,14 @@ def fuse(
         may_add_inputs: whether the caller can feed derived weights to the graph as further arguments.
         leaves: what each placeholder is, where the caller knows.
         dialect: what operations the graph is written in; told from the graph where the caller does not know.
+        record: whether somebody will read the report, so that it holds whole graphs, and not only what is at sites.
 
     Raises:
         OptionError: a kernel that the options name cannot run at a site.
     """
     versions = {"fxfuse": fxfuse.__version__, "torch": torch.__version__}
     report = Report(nodes=len(gm.graph.nodes), options=options.describe(), versions=versions)
-    work = _Work(gm, examples, options, names or {}, report, may_add_inputs, leaves, dialect)
+    work = _Work(gm, examples, options, names or {}, report, may_add_inputs, leaves, dialect, record)
     return work.run()
 
 
@@ -142,6 +148,7 @@ class _Work:
         may_add_inputs: bool,
         leaves: Sequence[Leaf] | None,
         dialect: Dialect | None,
+        record: bool,
     ) -> None:
         self.gm = gm
         self.examples = examples
@@ -154,11 +161,14 @@ class _Work:
         self.editors: list[Editor] = []
         self.ambient_grad = torch.is_grad_enabled()
         self.rewritten: list[Rewritten] = []
+        self.recorder = Recorder(record, self._known)
         self.results = results.current()  # as of now, for every site of this graph
+        self.budget = Budget(options.extra_memory, copies())
 
     def run(self) -> Fused:
         clock = time.perf_counter
         start = clock()
+        self.recorder.begin(self.gm.graph)
         with _without_collections():
             view = View(self.gm.graph, self.examples, leaves=self.leaves)
             plans = self._plans(view, in_body=not self.may_add_inputs)
@@ -180,7 +190,26 @@ class _Work:
             sites += [self._site(p, ()) for p in every]
         self.report.seconds["rewrite"] = clock() - start
         self.report.sites = tuple(sites)
+        if any(site.weights == "copy" for site in sites):
+            self.report.notes = (*self.report.notes, COPIES_ARE_WATCHED)
+        self._take_down(bodies)
+        self.report.patterns = self.recorder.totals(self.report.sites)
+        self.report.captured = self.recorder.records()
         return Fused(gm, self.report, derived, wanted, tuple(self.editors), tuple(self.rewritten))
+
+    def _take_down(self, bodies: Sequence[Body]) -> None:
+        """Have the recorder keep what the report says of each graph."""
+        editors = {editor.gm.graph: editor for editor in self.editors}
+        pending = [self.gm.graph, *(body.gm.graph for body in bodies)]
+        below = list(bodies)
+        while below:
+            inner = below.pop().bodies
+            pending += [body.gm.graph for body in inner]
+            below += inner
+        for graph in pending:
+            editor = editors.get(graph)
+            here = [(r.match, r.made) for r in self.rewritten if r.editor is editor]
+            self.recorder.take(graph, editor, here)
 
     def _editor(self, gm: fx.GraphModule) -> Editor:
         editor = Editor(gm, self.dialect)
@@ -194,8 +223,10 @@ class _Work:
         taken: set[fx.Node] = set()
         for pattern in sorted(self.options.patterns, key=lambda p: -p.size):
             asked = pattern.name in self.options.named
+            start = time.perf_counter()
             sites = sites_of(view, pattern, self._absolute, taken=() if asked else taken)
             by_pattern[pattern] = [s for s in sites if asked or s.is_near]
+            self.recorder.searched(view, pattern, by_pattern[pattern], time.perf_counter() - start)
             taken.update(n for s in sites if s.match is not None and s.reason is None for n in s.nodes)
         found = [site for pattern in self.options.patterns for site in by_pattern[pattern]]
         for site in found:
@@ -239,6 +270,7 @@ class _Work:
                 leaf = value.leaf if value is not None else None
                 leaves.append(leaf or Leaf(LeafKind.INPUT, str(operand)))
             inner = View(body.graph, leaves=leaves)
+            self.recorder.begin(body.graph, str(node.args[0].target))
             plans = self._plans(inner, in_body=True)
             if view.effects.under_autocast(node):
                 for plan in plans:
@@ -260,6 +292,7 @@ class _Work:
                 continue
             holders = sum(n.op == "placeholder" for n in body.graph.nodes)
             view = View(body.graph, leaves=[Leaf(LeafKind.PARAMETER, "")] * holders)
+            self.recorder.begin(body.graph, str(operand.target))
             patterns = [p for p in self.options.patterns if not isinstance(p, Region)]
             sites = [s for pattern in patterns for s in find_sites(view, pattern) if s.match is not None]
             for site in sites:
@@ -297,7 +330,12 @@ class _Work:
             return self._place(site, kernel, why, placement, facts, in_body)
         free = placement == "auto" and not facts.needs_grad and not in_body
         derived = placement in {"share", "copy", "inline"} or (free and facts.device == "cuda")
-        kernel, why = choose(pattern, facts, derived=derived, either=free)
+        if free and self.options.extra_memory:
+            kernel, why = granted(pattern, facts)
+            if kernel is not None:
+                return self._place(site, kernel, why, "copy", facts, in_body)
+        lives = ("share" if placement == "auto" else placement) if derived else None
+        kernel, why = choose(pattern, facts, derived=derived, either=free, placement=lives)
         if kernel is None and derived:
             plain, other = choose(pattern, facts, derived=False, either=free)
             if plain is not None:
@@ -333,12 +371,15 @@ class _Work:
                     f"weights={placement!r} does not apply: kernel {kernel.name} reads the parameters as they are",
                 )
             return Plan(site, kernel, "separate", why, notes=notes)
-        if placement == "inline":
+        shareable, inlinable = "share" in kernel.placements, "inline" in kernel.placements
+        if placement == "inline" and inlinable:
             return Plan(site, kernel, "inline", why)
-        wanted = "share" if placement == "auto" else placement
+        wanted = placement if placement != "auto" else "share" if shareable else "copy"
         problem = "weights='separate' allows no derived weight" if wanted == "separate" else None
         problem = problem or self._refusal(site, kernel, wanted, facts, in_body)
         if problem is None:
+            if wanted == "copy":
+                self.budget.plan(self._wanted(site, kernel) or ())
             return Plan(site, kernel, wanted, why)
         note = f"weights are not placed by {wanted!r}: {problem}"
         plain, other = choose(site.pattern, facts, derived=False)
@@ -347,8 +388,10 @@ class _Work:
         asked = bool(self.options.kernels_named(site.pattern.name))
         if isinstance(other, Loss) and not asked:
             return Plan(site, None, "", "", Failure("COST", other, operand=site.seed), notes=(note,))
+        if plain is None and not asked and not inlinable:
+            return Plan(site, None, "", "", Failure("NO_KERNEL", problem, operand=site.seed), notes=(note,))
         if asked or plain is None:
-            if wanted == "separate":
+            if wanted == "separate" or not inlinable:
                 raise OptionError(f"kernels[{site.pattern.name!r}]={kernel.name!r} derives a weight, and {problem}.")
             return Plan(site, kernel, "inline", why, notes=(note,))
         return Plan(site, plain, "separate", other, notes=(note,))
@@ -360,18 +403,15 @@ class _Work:
             return "REQUIRES_GRAD: the sources must stay differentiable operands"
         if in_body:
             return "its graph cannot be given another input (the body of a higher-order op, or a rewrite in place)"
-        for _, declared in kernel.derive:
-            transform, captured = declared.settle(site.match.captures)
-            sources = self._sources(captured)
-            if sources is None:
-                return "the live parameters are not at hand"
-            if placement == "copy":
-                size = sum(s.nbytes for s in sources)
-                budget = self.options.extra_memory * size
-                if size > budget:
-                    grant = f"extra_memory={self.options.extra_memory:g} grants {int(budget)}"
-                    return f"a copy wants {size} bytes, and {grant}"
-                continue
+        wanted = self._wanted(site, kernel)
+        if wanted is None:
+            return "the live parameters are not at hand"
+        if placement == "copy":
+            problem = next((p for one in wanted if (p := unwatchable(*one)) is not None), None)
+            return problem or self.budget.refusal(wanted)
+        for transform, sources in wanted:
+            if placement == "inline":
+                return f"{transform.describe()} is not computed anew on each call"
             if not transform.shareable:
                 return f"{transform.describe()} cannot hold its sources"
             try:
@@ -380,6 +420,18 @@ class _Work:
             except NotShareable as refused:
                 return str(refused)
         return None
+
+    def _wanted(self, site: Found, kernel: Kernel) -> list[tuple[Transform, list[torch.Tensor]]] | None:
+        """The kernel's derived weights at this site with their live sources, where these are at hand."""
+        assert site.match is not None
+        found = []
+        for _, declared in kernel.derive:
+            transform, captured = declared.settle(site.match.captures)
+            sources = self._sources(captured)
+            if sources is None:
+                return None
+            found.append((transform, sources))
+        return found
 
     def _sources(self, captured: Sequence[Any]) -> list[torch.Tensor] | None:
         out = []
@@ -398,6 +450,9 @@ class _Work:
             by_path = isinstance(plan.found.pattern, Region)  # whose kernel no reference vouches for
             if plan.kernel is not None and (self.options.verify or by_path or is_foreign(plan.kernel)):
                 self._try(plan, editor)
+            spent = fuel.current().take() if plan.kernel is not None else None
+            if spent is not None:
+                plan.kernel, plan.failure = None, Failure("DISABLED", spent, operand=plan.found.seed)
             if plan.kernel is None:
                 sites.append(self._site(plan, ()))
                 continue
@@ -414,7 +469,7 @@ class _Work:
                 plan.kernel = None
                 sites.append(self._site(plan, ()))
                 continue
-            self.rewritten.append(Rewritten(editor, plan.found.match, plan.kernel, plan.placement, len(sites)))
+            self.rewritten.append(Rewritten(editor, plan.found.match, plan.kernel, plan.placement, len(sites), made))
             sites.append(self._site(plan, made))
 
     def _try(self, plan: Plan, editor: Editor) -> None:
@@ -438,10 +493,10 @@ class _Work:
         shared = extra = 0
         if plan.kernel is not None and match is not None:
             for _, transform in plan.kernel.derive:
-                _, sources = transform.settle(match.captures)
-                size = sum(v.meta.nbytes for v in sources if isinstance(v, Value))
-                shared += size if plan.placement == "share" else 0
-                extra += size if plan.placement == "copy" else 0
+                settled, sources = transform.settle(match.captures)
+                metas = [v.meta for v in sources if isinstance(v, Value)]
+                shared += sum(m.nbytes for m in metas) if plan.placement == "share" else 0
+                extra += bytes_of(settled, metas) if plan.placement == "copy" else 0
         return site_record(
             found,
             failure,
@@ -453,6 +508,7 @@ class _Work:
             extra_bytes=extra,
             shared_bytes=shared,
             new_nodes=tuple(n.name for n in made),
+            **self.recorder.site(found, plan.kernel, plan.placement, made),
             notes=plan.notes,
             numbers=plan.numbers,
         )
@@ -485,4 +541,6 @@ def is_foreign(kernel: Kernel) -> bool:
 def with_graph_number(report: Report, number: int) -> Report:
     """The report with its sites numbered as those of one graph among several."""
     report.sites = tuple(replace(site, graph=number) for site in report.sites)
+    captured = report.captured
+    report.captured = Later(lambda: [replace(graph, number=number) for graph in captured])
     return report

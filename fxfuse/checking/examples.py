@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxfuse import compat
 from fxfuse.authoring import Pattern
 from fxfuse.authoring.captures import is_param
-from fxfuse.authoring.sizes import dims_in
+from fxfuse.authoring.sizes import DimExpr, dims_in
 from fxfuse.checking.failures import CheckError
 from fxfuse.checking.running import call, tensors_in
 from fxfuse.checking.sizing import Sizing, size_for
@@ -167,13 +167,16 @@ class Example:
         return Captured(gm, live, tuple(known.get(id(a)) if isinstance(a, torch.Tensor) else None for a in live))
 
     def _fix_sizes(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Keep those sizes of inputs static that parameters decide, as they are in models."""
+        """Keep sizes of inputs static that parameters decide, as they are in models, and those that are relations.
+
+        A model that halves a size of no certain parity may mean unequal halves.
+        """
         captures: dict[str, Any] = dict(self.pattern.captures)
         inputs = [n for n in self.way.tensors if not is_param(captures[n]) or n in self.as_inputs]
         fixed = {d for n in self.way.tensors if n not in inputs for size in captures[n].dims for d in dims_in(size)}
         for name in inputs:
             for place, size in enumerate(reversed(captures[name].dims), start=1):
-                if fixed.issuperset(dims_in(size)) and size is not ...:
+                if size is not ... and (isinstance(size, DimExpr) or fixed.issuperset(dims_in(size))):
                     for element in self.way.elements(name):
                         compat.mark_static(tensors[element], tensors[element].dim() - place)
 

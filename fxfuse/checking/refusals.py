@@ -18,6 +18,7 @@ from fxfuse.checking.mutate import Edit, Gate, edits
 from fxfuse.checking.repro import repro
 from fxfuse.checking.running import same_bits
 from fxfuse.checking.sketch import Sketch, evaluate, quiet
+from fxfuse.match import Match
 
 
 @dataclass
@@ -137,12 +138,30 @@ def _other_leaves(done: Refusals, example: Example, seed: int) -> None:
         except Exception:  # the reference does not run so
             continue
         seen = look(captured.gm, captured.live, example.pattern)
-        if seen.matches:
+        name = what.partition(" ")[0]
+        captures_it = any(_is_captured(match, captured, name) for match in seen.matches)
+        if seen.matches and (captures_it or _differs(captured, example)):
             script = repro(example.pattern, captured.gm, captured)
             done.failures.append(Failure("mutant", str(example), f"found where {what}", seed, script))
-        else:
+        elif not seen.matches:
             done.refused["parameter"] += 1
             done.codes[seen.code] += 1
+
+
+def _is_captured(match: Match, captured: Captured, name: str) -> bool:
+    """Whether a match takes this tensor of the example, or one of its siblings."""
+    holders = zip(captured.gm.graph.find_nodes(op="placeholder"), captured.names, strict=True)
+    places = {node.name for node, of in holders if of == name or str(of).rpartition("_")[0] == name}
+    return any(value.node.name in places for value in match.captured_values())
+
+
+def _differs(captured: Captured, example: Example) -> bool:
+    """Whether the rewrite of what was found, a smaller site that has no part in it, computes something else."""
+    try:
+        fused = rewrite(captured.gm, captured.live, example.pattern)
+    except Exception:  # what cannot be rewritten stays as it is
+        return False
+    return same_function(fused.gm, captured.gm, [captured.live]) is not None
 
 
 def _is_free(example: Example, name: str, size: Any) -> bool:

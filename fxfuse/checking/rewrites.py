@@ -166,7 +166,8 @@ class Kernels:
             return None
         distance = _distance(ours, own)
         for way in self.others:
-            same_captures = way.tensors == example.way.tensors and way.siblings == example.way.siblings
+            mine = example.way
+            same_captures = (way.tensors, way.scalars, way.siblings) == (mine.tensors, mine.scalars, mine.siblings)
             if not same_captures or way.variant == example.variant:
                 continue
             other = tensors_in(way.run(tensors, example.sizing.scalars))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,17 +30,21 @@ _STRINGS = ("tanh", "none", "mean", "sum", "constant", "floor")
 
 @dataclass(frozen=True)
 class Sizing:
-    """Sizes by dimension, sizes of leading dimensions, of inputs of any shape, and scalars by name."""
+    """Sizes by dimension, sizes of leading dimensions, of inputs of any shape, and scalars by name.
+
+    Of an input of any shape ``tails`` has the sizes after the leading ones; None is one element, which fits anything.
+    """
 
     dims: Mapping[Dim, int]
     lead: tuple[int, ...]
-    tails: Mapping[str, tuple[int, ...]]
+    tails: Mapping[str, tuple[int, ...] | None]
     scalars: Mapping[str, Any]
 
     def shape(self, name: str, capture: Any) -> tuple[int, ...]:
         """The shape of a capture's tensor."""
         if capture.dims == (...,):
-            return (*self.lead, *self.tails.get(name, ()))
+            tail = self.tails.get(name, ())
+            return (1,) if tail is None else (*self.lead, *tail)
         sizes = [evaluate(d, self.dims) for d in capture.dims if d is not ...]
         if any(not isinstance(size, int) or size < 1 for size in sizes):
             raise ValueError(f"{name} would have sizes {sizes}")
@@ -111,8 +116,9 @@ def _candidates(way: Way, lead: tuple[int, ...], prefer: tuple[int, ...]) -> Ite
     dims = list(dict.fromkeys(d for c in used for size in c.dims for d in dims_in(size)))
     bare = [name for name in way.tensors if getattr(captures[name], "dims", None) == (...,)]
     keys: list[Any] = [*dims, *bare, *way.scalars]
-    pools: list[list[Any]] = [list(dict.fromkeys((prefer[i % len(prefer)], *_POOL))) for i in range(len(dims))]
-    pools += [[(prefer[0],), ()] for _ in bare]
+    pool = (*_POOL, math.prod(lead))  # a size may count the rows of an input
+    pools: list[list[Any]] = [list(dict.fromkeys((prefer[i % len(prefer)], *pool))) for i in range(len(dims))]
+    pools += [[(prefer[0],), (), None] for _ in bare]
     pools += [_scalars(captures[name], i, dims) for i, name in enumerate(way.scalars)]
     for changed in range(_CHANGED + 1):
         for places in itertools.combinations(range(len(keys)), changed):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from fxfuse.numerics.contract import Error, Errors, errors, worst
 from fxfuse.numerics.exact import NotMeasured
 from fxfuse.numerics.isolate import Isolated
 from fxfuse.numerics.state import random_state
+from fxfuse.numerics.ulps import added, histogram
 from fxfuse.report import Numbers
 
 SENSIBLE = 0.25
@@ -27,11 +28,13 @@ class KernelError(Exception):
 
 @dataclass(frozen=True)
 class Measured:
-    """The errors of one result of a site; ``largest`` is the fused one's, absolute."""
+    """The errors of one result of a site; ``largest`` is the fused one's, absolute; ``means`` fused and eager."""
 
     result: int
     errors: Errors
     largest: float
+    means: tuple[float, float] = (0.0, 0.0)
+    ulps: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,16 @@ def pooled(found: Sequence[Measured]) -> list[Measured]:
     """One entry for each result, with the worst of several inputs, fused and eager each for itself."""
     results = sorted({m.result for m in found})
     columns = [[m for m in found if m.result == result] for result in results]
-    return [Measured(c[0].result, worst(m.errors for m in c), max(m.largest for m in c)) for c in columns]
+    return [
+        Measured(
+            c[0].result,
+            worst(m.errors for m in c),
+            max(m.largest for m in c),
+            (max(m.means[0] for m in c), max(m.means[1] for m in c)),
+            added(m.ulps for m in c),
+        )
+        for c in columns
+    ]
 
 
 def judge(found: Sequence[Measured], kernel: str, inputs: str, tol: float | None = None) -> Verdict:
@@ -95,6 +107,10 @@ def judge(found: Sequence[Measured], kernel: str, inputs: str, tol: float | None
         allowed_max=_finite(allowed.max),
         allowed_rms=_finite(allowed.rms),
         within=within,
+        fused_mean=_finite(worst_one.means[0]),
+        eager_mean=_finite(worst_one.means[1]),
+        nearer="equal" if fused.rms == of_eager.rms else "fused" if fused.rms < of_eager.rms else "eager",
+        ulps=added(m.ulps for m in found if m.result == worst_one.result),
     )
     results = 1 + max(m.result for m in found)
     where = f", in result {1 + worst_one.result} of {results}" if results > 1 else ""
@@ -119,7 +135,18 @@ def _compare(result: int, fused: Tensor, eager: Tensor, exact: Tensor) -> Measur
         raise NotMeasured("the exact result is zero or not finite everywhere, so that no error would show")
     difference = (fused.to(exact.dtype) - exact).abs() if exact.dtype != torch.bool else (fused != exact)
     largest = difference.double().nan_to_num(0.0).max().item() if difference.numel() else 0.0
-    return Measured(result, errors(fused, eager, exact), largest)
+    means = (_mean(fused, exact), _mean(eager, exact))
+    return Measured(result, errors(fused, eager, exact), largest, means, histogram(fused, exact))
+
+
+def _mean(result: Tensor, exact: Tensor) -> float:
+    """The mean error relative to the mean magnitude, over what is finite in both."""
+    if not (exact.is_floating_point() and result.is_floating_point()):
+        return 0.0
+    result = result.double()
+    counted = result.isfinite() & exact.isfinite()
+    size = exact[counted].abs().mean().item() if counted.any() else 0.0
+    return (result[counted] - exact[counted]).abs().mean().item() / size if size else 0.0
 
 
 def _ratio(found: Errors, tol: float | None) -> float:

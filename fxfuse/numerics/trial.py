@@ -96,12 +96,12 @@ def random_value(node: fx.Node, kind: str) -> Any:
     """A value of the form that this node had when the graph was captured."""
     example = node.meta.get("example_value", node.meta.get("val"))
     if isinstance(example, torch.SymInt):
-        return _hint(example)
+        return size_of(example)
     if isinstance(example, torch.SymFloat):
         return float(example.node.hint)
     if not isinstance(example, Tensor):
         raise NotMeasured(f"{node.name} has no example value to make a random one of")
-    shape = [_hint(size) for size in example.shape]
+    shape = [size_of(size) for size in example.shape]
     if not (example.is_floating_point() or example.is_complex()):
         return torch.randint(0, 2, shape, device=example.device).to(example.dtype)
     wide = torch.float64 if example.is_floating_point() else torch.complex128
@@ -114,7 +114,7 @@ def random_value(node: fx.Node, kind: str) -> Any:
         made += SHIFT
     elif kind == "outliers" and shape:
         made[..., :: max(1, shape[-1] // 2)] *= OUTLIERS
-    return _strided(made.to(example.dtype), [_hint(stride) for stride in example.stride()])
+    return _strided(made.to(example.dtype), [size_of(stride) for stride in example.stride()])
 
 
 def _strided(made: Tensor, strides: list[int]) -> Tensor:
@@ -128,7 +128,7 @@ def _strided(made: Tensor, strides: list[int]) -> Tensor:
     return torch.empty_strided(made.shape, strides, dtype=made.dtype, device=made.device).copy_(made)
 
 
-def _hint(size: int | torch.SymInt) -> int:
+def size_of(size: int | torch.SymInt) -> int:
     hint = size_hint(size)
     if hint is None:
         raise NotMeasured(f"the size {size} has no value yet")

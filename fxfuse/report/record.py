@@ -7,13 +7,22 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-SCHEMA = 2
-"""Version of the JSON form; a report of another version is refused by :meth:`Report.load`."""
+from fxfuse.report import packing, regions
+from fxfuse.report.later import Later
+from fxfuse.report.parts import CanonicalRecord, CaptureRecord, DerivedRecord, GraphRecord, PatternRecord
+from fxfuse.report.regions import ReuseRecord
+
+SCHEMA = 3
+"""Version of the JSON form, which ``schema.json`` beside this file documents. :meth:`Report.load` reads ``READS``, and
+refuses every other version."""
+
+READS = (2, SCHEMA)
+"""Version 2 lacks what sites are made of (captures, derived weights, canonical operations), graphs and patterns."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class ReasonRecord:
     alternative: str = ""
     matched: int = 0
     settled: bool = False
-    tried: tuple[ReasonRecord, ...] = ()
+    tried: Sequence[ReasonRecord] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,9 @@ class Numbers:
     """How far a site's result is from the one in float64, fused and as eager PyTorch computes it.
 
     ``max`` and ``rms`` are relative to the exact result's largest and RMS value; ``fused_abs`` is the largest error
-    itself. ``result`` is the number of the site's worst result, and ``inputs`` says what it was run on.
+    itself. ``result`` is the number of the site's worst result, and ``inputs`` says what it was run on. ``mean`` is the
+    mean error, relative to the mean magnitude; ``nearer`` says whose RMS error is smaller (``fused``, ``eager`` or
+    ``equal``); ``ulps`` how many elements of the fused result are so many units in the last place off.
     """
 
     inputs: str
@@ -71,6 +82,10 @@ class Numbers:
     allowed_max: float
     allowed_rms: float
     within: bool
+    fused_mean: float = 0.0
+    eager_mean: float = 0.0
+    nearer: str = ""
+    ulps: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return (
@@ -92,7 +107,13 @@ class Site:
         kernel, weights: what it was rewritten to, and where that finds its weights.
         extra_bytes: memory that its derived weights take beyond the parameters'.
         matched_nodes, pattern_nodes: how many of the pattern's operations were found.
-        graph: the number of the captured graph, in the order of compilation.
+        graph: the number of the captured graph, in the order of compilation; ``body`` names the graph of a
+            higher-order op inside it.
+        root, nodes, new_nodes, erased: the captured graph's node of the last result, all of the site's, those that
+            came in their place, and those that went away.
+        captures, derived, canonical: what the pattern's captures are bound to, the weights that the kernel reads
+            instead of parameters, and the operations with the rules that led to them.
+        pattern_line: where the pattern was written.
         numbers: its errors against float64, where it was verified.
     """
 
@@ -115,9 +136,16 @@ class Site:
     new_nodes: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
     detail: ReasonRecord | None = None
-    also: tuple[ReasonRecord, ...] = ()
+    also: Sequence[ReasonRecord] = ()
     notes: tuple[str, ...] = ()
     numbers: Numbers | None = None
+    body: str = ""
+    device: str = ""
+    pattern_line: str = ""
+    captures: Sequence[CaptureRecord] = ()
+    erased: Sequence[str] = ()
+    derived: Sequence[DerivedRecord] = ()
+    canonical: Sequence[CanonicalRecord] = ()
 
 
 @dataclass
@@ -125,7 +153,8 @@ class Report:
     """What fxfuse did with one compile, or what :func:`fxfuse.explain` found one call would compile.
 
     ``seconds`` has fxfuse's own time by phase, and under ``inner`` the inner compiler's. ``only_matched``: a pattern
-    was asked about a graph (``Pattern.explain``), and nothing was to be rewritten.
+    was asked about a graph (``Pattern.explain``), and nothing was to be rewritten. ``captured`` are the graphs and what
+    became of them; ``patterns`` says what the search for each pattern did.
     """
 
     sites: tuple[Site, ...] = ()
@@ -137,6 +166,9 @@ class Report:
     notes: tuple[str, ...] = ()
     name: str = ""
     only_matched: bool = False
+    patterns: Sequence[PatternRecord] = ()
+    captured: Sequence[GraphRecord] = ()
+    reuse: Sequence[ReuseRecord] = ()
 
     @cached_property
     def matched(self) -> Counter[str]:
@@ -181,36 +213,39 @@ class Report:
         return render(self)
 
     def to_json(self) -> str:
-        """The whole record as JSON."""
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=1, default=str)
+        """The whole record as JSON, as ``fxfuse/report/schema.json`` describes it."""
+        rows = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "captured"}
+        text = json.dumps({"schema": SCHEMA, **_plain(rows)}, indent=1, default=str)
+        graphs = ",\n  ".join(json.dumps(packing.pack(g), separators=(",", ":")) for g in self.captured)
+        return f'{text[:-2]},\n "captured": [\n  {graphs}\n ]\n}}' if graphs else f'{text[:-2]},\n "captured": []\n}}'
 
     @classmethod
     def from_json(cls, text: str) -> Report:
         """The report that :meth:`to_json` wrote.
 
         Raises:
-            ValueError: not a report, or one of another schema version.
+            ValueError: not a report, or one of a schema version that cannot be read.
         """
         data = json.loads(text)
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        if not isinstance(data, dict) or data.get("schema") not in READS:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"a report of schema {SCHEMA} is needed; found {found!r}.")
+            raise ValueError(f"a report of schema {SCHEMA} is needed; found {found!r}. Older ones that can be read: 2.")
         data.pop("schema")
-        data["sites"] = tuple(_site(s) for s in data["sites"])
-        data["notes"] = tuple(data["notes"])
-        return cls(**data)
+        try:
+            data["sites"] = tuple(_site(s) for s in data["sites"])
+            data["notes"] = tuple(data["notes"])
+            data["patterns"] = tuple(_pattern(p) for p in data.get("patterns", ()))
+            data["reuse"] = regions.from_data(data.get("reuse", ()))
+            data["captured"] = tuple(map(packing.unpack, data.get("captured", ())))
+            return cls(**data)
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"the file is no report that fxfuse wrote: {type(error).__name__}: {error}.") from error
 
     def to_html(self) -> str:
-        """The report as one self-contained HTML page."""
-        import html
+        """The report as one self-contained HTML page; it needs no network."""
+        from fxfuse.report.html import page  # Jinja is imported only for a page
 
-        body = html.escape(str(self))
-        title = html.escape(self.summary())
-        return (
-            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>'
-            ":root{color-scheme:light dark}body{font:14px/1.5 ui-monospace,monospace;margin:2rem}"
-            f"pre{{white-space:pre-wrap}}</style></head><body><h1>fxfuse</h1><pre>{body}</pre></body></html>"
-        )
+        return page(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report; the suffix says how: .json, .txt or .html.
@@ -235,13 +270,36 @@ class Report:
             return cls.from_json(file.read())
 
 
+def _plain(item: Any) -> Any:
+    """Records as dicts, sequences as lists."""
+    if isinstance(item, str | int | float | None):
+        return item
+    if dataclasses.is_dataclass(item):
+        return {f.name: _plain(getattr(item, f.name)) for f in dataclasses.fields(item)}
+    if isinstance(item, Mapping):
+        return {key: _plain(value) for key, value in item.items()}
+    return [_plain(one) for one in item] if isinstance(item, list | tuple | Later | set | frozenset) else item
+
+
 def _site(data: dict[str, Any]) -> Site:
     for key in ("modules", "nodes", "new_nodes", "steps", "notes"):
         data[key] = tuple(data[key])
     data["also"] = tuple(_reason(r) for r in data["also"])
     data["detail"] = _reason(data["detail"]) if data["detail"] else None
     data["numbers"] = Numbers(**data["numbers"]) if data.get("numbers") else None
+    data["erased"] = tuple(data.get("erased", ()))
+    data["captures"] = tuple(CaptureRecord(**c) for c in data.get("captures", ()))
+    data["derived"] = tuple(DerivedRecord(**_tuples(d)) for d in data.get("derived", ()))
+    data["canonical"] = tuple(CanonicalRecord(**_tuples(c)) for c in data.get("canonical", ()))
     return Site(**data)
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+
+
+def _pattern(data: dict[str, Any]) -> PatternRecord:
+    return PatternRecord(**{**data, "source": packing.source(data["source"]) if data["source"] else None})
 
 
 def _reason(data: dict[str, Any]) -> ReasonRecord:

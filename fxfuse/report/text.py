@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 
 from fxfuse.errors import listed
+from fxfuse.report import regions
 from fxfuse.report.record import ReasonRecord, Report, Site
 
 _ORDER = ("matched", "rewritten", "kept", "missed")
+_NEARER = {"fused": "fused is nearer", "eager": "eager is nearer", "equal": "both are as near"}
 _MOST = 3
 """How many further reasons, and how many alternatives, are shown of a site; the record has them all."""
 
@@ -19,6 +21,7 @@ def render(report: Report) -> str:
     patterns = sorted({s.pattern for s in report.sites})
     for pattern in patterns:
         lines += ["", *_pattern(pattern, [s for s in report.sites if s.pattern == pattern])]
+    lines += regions.render(report.reuse)
     lines += [f"note: {note}" for note in report.notes]
     if report.seconds:
         own = ", ".join(f"{phase} {t * 1e3:.0f} ms" for phase, t in report.seconds.items() if phase != "inner")
@@ -36,13 +39,18 @@ def _pattern(pattern: str, sites: list[Site]) -> list[str]:
     lines = [f"{pattern}: {', '.join(parts)}"]
     groups: dict[tuple[object, ...], list[Site]] = {}
     for site in sorted(sites, key=lambda s: _ORDER.index(s.outcome)):
-        groups.setdefault(_key(site), []).append(site)
+        groups.setdefault(group_key(site), []).append(site)
     for group in groups.values():
         lines += _group(group)
     return lines
 
 
-def _key(site: Site) -> tuple[object, ...]:
+def render_site(site: Site) -> str:
+    """One site, as in a report."""
+    return "\n".join([site.pattern, *_group([site])])
+
+
+def group_key(site: Site) -> tuple[object, ...]:
     shape = tuple(map(_masked, site.modules))
     reason = _masked(site.reason)
     place = site.detail.pattern_line if site.detail else ""
@@ -64,9 +72,9 @@ def _group(group: Sequence[Site]) -> list[str]:
         what = variant
     else:
         shared, extra = sum(s.shared_bytes for s in group), sum(s.extra_bytes for s in group)
-        weights = first.weights + (f" ({_bytes(shared)} in place)" if shared else "")
+        weights = first.weights + (f" ({bytes_words(shared)} in place)" if shared else "")
         what = f"{variant}  kernel={first.kernel}{_measurement(first)} weights={weights}".lstrip()
-        what += f" +{_bytes(extra)}" if extra else ""
+        what += f" +{bytes_words(extra)}" if extra else ""
     lines = [f"  x{len(group)} {merge_paths([s.modules for s in group])}  {what}".rstrip()]
     if first.outcome != "rewritten" and first.detail is not None:
         lines += _reason(first.detail, first.modules)
@@ -78,6 +86,10 @@ def _group(group: Sequence[Site]) -> list[str]:
     if measured:
         worst = max(measured, key=lambda n: n.fused_max / (n.allowed_max or 1.0))
         lines.append(f"     verified, off from float64 by {worst}")
+        if worst.nearer:
+            lines.append(f"       mean {worst.fused_mean:.1e} (eager {worst.eager_mean:.1e}); {_NEARER[worst.nearer]}")
+        if worst.ulps:
+            lines.append(f"       ulps off: {', '.join(f'{k}: {v}' for k, v in worst.ulps.items())}")
     notes = dict.fromkeys(note for s in group for note in s.notes)
     return lines + [f"     note: {note}" for note in notes]
 
@@ -142,7 +154,7 @@ def _in(node: str, path: str) -> str:
     return f"{node} ({path})" if node and path else node
 
 
-def _bytes(count: int) -> str:
+def bytes_words(count: int) -> str:
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

@@ -156,6 +156,10 @@ class Editor:
             setattr(made, name, body)
         return made
 
+    def erased(self) -> list[fx.Node]:
+        """The captured graph's nodes whose copies are gone."""
+        return [self._originals[node] for node in self._gone if node in self._originals]
+
     def commit(self) -> None:
         """Make the captured graph what the copy is, in place. Call it once, when all editors of a rewrite finished."""
         transplant(self.gm.graph, self.graph, self._originals)
