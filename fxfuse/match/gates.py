@@ -138,12 +138,11 @@ def _one_region(match: Match) -> Failure | None:
 
 
 def _one_device(match: Match) -> Failure | None:
-    devices: dict[str, str] = {}
+    devices: dict[torch.device, str] = {}
     for name, captured in match.captures.items():
         for value in captured if isinstance(captured, tuple) else (captured,):
-            is_tensor = isinstance(value, Value) and isinstance(value.meta, torch.Tensor)
-            if is_tensor and value.device is not None and not is_number_in_tensor(value):
-                devices.setdefault(str(value.device), name)
+            if type(value) is Value and isinstance(value.meta, torch.Tensor) and not is_number_in_tensor(value):
+                devices.setdefault(value.meta.device, name)
     if len(devices) > 1:
         where = " and ".join(f"{name} on {device}" for device, name in devices.items())
         return Failure("CONSTRAINT", f"all operands must be on one device; found {where}", operand=match.root)

@@ -64,6 +64,7 @@ class Match:
                 self.captures[term.name] = operand
         for group in self.siblings.values():
             self.captures.update(_columns(group))
+        self._captured: list[Value] | None = None
         self.outputs = tuple(self._outputs())
         order = view.effects.order
         self.root: Value = max(self.outputs, key=lambda v: order[v.node])
@@ -87,10 +88,19 @@ class Match:
 
     def captured_values(self, names: Iterable[str] | None = None) -> list[Value]:
         """The captured tensors and symbolic numbers (of these captures), those of ``many`` captures one by one."""
+        if names is None:
+            if self._captured is None:
+                self._captured = self._values_of(self.captures)
+            return self._captured
+        return self._values_of(names)
+
+    def _values_of(self, names: Iterable[str]) -> list[Value]:
         flat: list[Value] = []
-        for name in self.captures if names is None else names:
-            captured = self.captures[name]
-            flat += [v for v in (captured if isinstance(captured, tuple) else (captured,)) if isinstance(v, Value)]
+        for captured in map(self.captures.__getitem__, names):
+            if type(captured) is Value:
+                flat.append(captured)
+            elif type(captured) is tuple:
+                flat += [value for value in captured if type(value) is Value]
         return flat
 
     @property

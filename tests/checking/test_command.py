@@ -95,6 +95,6 @@ def test_a_pattern_that_is_wrong_as_written(tmp_path: Path, capsys: pytest.Captu
     assert "pattern 'no'" in capsys.readouterr().err
 
 
-@pytest.mark.timeout(600)
-def test_the_library_passes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "fxfuse", "--quick"]) == 0, capsys.readouterr().out
+def test_a_pattern_of_the_library(capsys: pytest.CaptureFixture[str]) -> None:
+    """`make check` goes through all of them."""
+    assert main(["check", "fxfuse::rms_norm", "--quick"]) == 0, capsys.readouterr().out
