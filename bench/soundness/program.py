@@ -48,6 +48,8 @@ class Operand:
             made = self.of
         elif self.dtype is torch.bool:
             made = f"torch.rand({self.shape}) > 0.3"
+        elif self.dtype.is_complex:
+            made = f"torch.randn({self.shape}, dtype={self.dtype})"
         elif not self.dtype.is_floating_point:
             made = f"torch.randint({self.low}, {self.shape}, dtype={self.dtype})"
         else:
