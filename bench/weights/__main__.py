@@ -3,6 +3,7 @@
     python -m bench.weights --table                 # every event and file under every placement, and the refusals
     python -m bench.weights --cost                  # microseconds of the check of 200 fused sources
     python -m bench.weights --cycles 1000           # models compiled and dropped: tensors and memory that stay
+    python -m bench.weights --cycles 300 --stock    # the same with torch's eager backend, in a process of its own
     python -m bench.weights --smollm2 --layers 6    # ratios to Inductor's default, real weights; the demo's extra
     python -m bench.weights --table --cost --page docs/weights.md --json weights.json
 
@@ -27,6 +28,9 @@ def main() -> int:
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--cycles", type=int, metavar="N")
+    parser.add_argument(
+        "--stock", action="store_true", help="with --cycles: torch's own eager backend instead"
+    )
     parser.add_argument("--smollm2", action="store_true")
     parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32"])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 16, 64, 256])
@@ -78,8 +82,9 @@ def measure(args: argparse.Namespace, found: dict[str, Any]) -> bool:
     if args.cycles:
         from bench.weights.cycles import cycles
 
-        found["cycles"] = [asdict(left) for left in cycles(args.cycles, max(1, args.cycles // 10))]
-        print(*found["cycles"], sep="\n")
+        left = cycles(args.cycles, max(1, args.cycles // 10), stock=args.stock)
+        found["stock" if args.stock else "cycles"] = [asdict(one) for one in left]
+        print(*left, sep="\n")
     if args.smollm2:
         from bench.weights.smollm2 import measure as ratios
 

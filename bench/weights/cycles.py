@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,22 +26,25 @@ class Left:
     resident: float
 
 
-def cycles(count: int, look_every: int) -> list[Left]:
-    """A look after the first eight cycles, when all caches are warm, and after each further `look_every`."""
+def cycles(count: int, look_every: int, *, stock: bool = False) -> list[Left]:
+    """A look after the first eight cycles, when all caches are warm, and after each further `look_every`.
+
+    `stock` is the same with torch's own eager backend: what Dynamo leaves behind by itself.
+    """
     found = []
     names = list(PLACEMENTS)
     for cycle in range(1, count + 1):
-        _cycle(names[cycle % len(names)])
+        _cycle(None if stock else names[cycle % len(names)])
         if cycle == 8 or cycle % look_every == 0:
             found.append(_look(cycle))
     return found
 
 
 @torch.no_grad()
-def _cycle(placement: str) -> None:
+def _cycle(placement: str | None) -> None:
     torch._dynamo.reset()
     model = Decoder()
-    fast = compiled(model, placement)
+    fast: Any = torch.compile(model, backend="eager") if placement is None else compiled(model, placement)
     for _ in range(2):
         fast(inputs())
         model.layers[0].mlp.gate.weight.data.mul_(0.5)

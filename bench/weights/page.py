@@ -70,7 +70,7 @@ def page(found: dict[str, Any]) -> str:
     """The whole page; parts without figures say so."""
     parts = [INTRODUCTION, _events(found.get("table")), _refused(found.get("refused")), _cost(found.get("cost"))]
     parts += [_packed(found.get("packed"))]
-    parts += [_cycles(found.get("cycles")), _ratios(found.get("smollm2")), LIMITS]
+    parts += [_cycles(found.get("cycles"), found.get("stock")), _ratios(found.get("smollm2")), LIMITS]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 
@@ -139,16 +139,29 @@ def _packed(packed: list[dict[str, Any]] | None) -> str:
     return f"{text}\n{_table(['out, in', 'plain', 'foreseen', 'oneDNN', 'MKL'], rows)}"
 
 
-def _cycles(cycles: list[dict[str, Any]] | None) -> str:
+def _cycles(cycles: list[dict[str, Any]] | None, stock: list[dict[str, Any]] | None) -> str:
     text = """## Compiled and dropped
 
 `python -m bench.weights --cycles 1000`: a model is compiled, called, written to, called and dropped, the placements
-in turn. What a process holds after so many cycles.
+in turn. What a process holds after so many cycles, and, with `--stock` in another process, what it holds where torch's
+own eager backend compiles the same models: Dynamo keeps some memory of each compile by itself.
 """
     if not cycles:
         return f"{text}\nNot measured.\n"
-    rows = [[c["cycle"], c["tensors"], c["groups"], c["copies"], f"{c['resident']:.0f}"] for c in cycles]
-    return f"{text}\n{_table(['cycles', 'tensors', 'groups', 'copies', 'resident MB'], rows)}"
+    rows = [
+        [name, one["cycle"], one["tensors"], one["groups"], one["copies"], f"{one['resident']:.0f}"]
+        for name, looks in (("fxfuse", cycles), ("stock", stock or []))
+        for one in looks
+    ]
+    table = _table(["backend", "cycles", "tensors", "groups", "copies", "resident MB"], rows)
+    grown = [f"fxfuse {_grown(cycles)}", f"stock {_grown(stock) if stock else 'not measured'}"]
+    return f"{text}\n{table}\nGrowth over the later half of the cycles, kB for each: {', '.join(grown)}.\n"
+
+
+def _grown(looks: list[dict[str, Any]]) -> str:
+    """Kilobytes for each cycle, when the history of reports is full."""
+    first, last = looks[len(looks) // 2], looks[-1]
+    return f"{(last['resident'] - first['resident']) * 1e3 / (last['cycle'] - first['cycle']):.0f}"
 
 
 def _ratios(records: list[dict[str, Any]] | None) -> str:

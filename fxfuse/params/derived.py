@@ -395,7 +395,8 @@ def _reader(views: Sequence[Tensor]) -> Callable[[], Tensor]:
         return partial(torch.cat, list(views))
     low = min(view.data_ptr() for view in views)
     places = [
-        (view.data_ptr() - low) // size + torch.arange(view.numel()) * (view.stride(0) if view.numel() > 1 else 1)
+        (view.data_ptr() - low) // size
+        + torch.arange(view.numel(), device="cpu") * (view.stride(0) if view.numel() > 1 else 1)
         for view in views
     ]
     index = torch.cat(places)

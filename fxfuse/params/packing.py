@@ -86,7 +86,7 @@ def packed_linear(x: Any, handle: Any, bias: Any, rows: int) -> Any:
 def _pack(weight: Tensor) -> Tensor:
     packed = pack_linear(weight.detach().contiguous())
     number = next(_NUMBERS)
-    handle = torch.tensor([number])
+    handle = torch.tensor([number], device="cpu")  # whatever the default device is
     handle._fxfuse_packed = packed  # type: ignore[attr-defined]  # lives as long as the handle does
     _PACKED[number] = packed
     return handle

@@ -218,3 +218,15 @@ def test_a_packed_copy_follows_its_weight() -> None:
     ):  # fmt: skip
         event()
         check()
+
+
+def test_another_default_device_changes_nothing() -> None:
+    weight, x = nn.Parameter(torch.randn(64, 16)), torch.randn(3, 16)
+    derived = DerivedInputs([Derived(pack("w"), (0,), "copy"), Derived(transpose("w"), (0,), "copy")])
+    with torch.no_grad(), torch.device("meta"):
+        for _ in range(3):
+            handle, turned = derived([weight])
+            torch.testing.assert_close(packed_linear(x, handle, None, 64), nn.functional.linear(x, weight))
+            assert torch.equal(turned, weight.t())
+            assert derived([weight])[1] is turned
+            weight.data.mul_(2)
