@@ -65,6 +65,8 @@ __all__ = [
     "storage_holders",
     "storage_manager",
     "tagged_cache",
+    "trace_artifact",
+    "trace_is_on",
     "validate_program",
     "without_autocast",
     "without_new_guards",
@@ -310,6 +312,11 @@ def ambient_autocast(device_type: str) -> torch.dtype | None:
     return None
 
 
+def grouped_products() -> tuple[Callable[..., Any], ...]:
+    """The function by which every spelling of ``F.grouped_mm`` computes, where this torch has it."""
+    return (torch._grouped_mm,) if hasattr(torch, "_grouped_mm") else ()
+
+
 def cpu_multiplies_bf16() -> bool:
     """Whether this CPU has bf16 matrix instructions that oneDNN may use (AVX512-BF16, AMX, or Arm's BF16).
 
@@ -378,6 +385,20 @@ def _arm_has_bf16() -> bool:
             return " bf16" in info.read()
     except OSError:
         return False
+
+
+def trace_is_on() -> bool:
+    """Whether torch writes its structured trace (``TORCH_TRACE``), which tlparse reads."""
+    import torch._logging._internal as internal
+
+    return bool(internal.trace_log.handlers)
+
+
+def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
+    """Add a file to torch's structured trace, under the compile that is going on."""
+    from torch._logging import trace_structured
+
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
 
 
 def code_being_compiled() -> Any:

@@ -20,8 +20,9 @@ def rms_norm(x: Any, weight: Any, eps: Any) -> Any:
     return one_of("norm", **_scaled(x, h * _factor(h, eps), weight))
 
 
-def rms_norm_or_bare(x: Any, weight: Any, eps: Any) -> Any:
-    """The same, and without a scale: bare casts the result (nanochat, Llama 4), rounded the factor (DeepSeek V4)."""
+def any_rms_norm(x: Any, weight: Any, eps: Any, wide: Any) -> Any:
+    """The same, and three more: bare casts the result and scales nothing (nanochat, Llama 4), rounded the factor
+    (DeepSeek V4), and narrowed makes of fp32, such as a product with a gate (Mamba 2), the dtype of its weight."""
     h = x.float()
     factor = _factor(h, eps)
     bare = h * factor
@@ -30,6 +31,7 @@ def rms_norm_or_bare(x: Any, weight: Any, eps: Any) -> Any:
         **_scaled(x, bare, weight),
         bare=lambda: bare.to(x.dtype),
         rounded=lambda: x * factor.to(x.dtype),
+        narrowed=lambda: weight * (wide * _factor(wide, eps)).to(weight.dtype),
     )
 
 

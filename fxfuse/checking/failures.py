@@ -11,6 +11,10 @@ class CheckError(FxfuseError, ValueError):
     """A pattern that cannot be checked: no example of it can be built."""
 
 
+class NotHere(CheckError):
+    """A way of a pattern that torch does not implement on this device, whatever the sizes."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """One thing that a pattern, or a kernel of it, does wrong.

@@ -13,7 +13,7 @@ import torch
 
 from fxfuse.authoring.captures import Capture
 from fxfuse.authoring.sizes import Dim, dims_in, evaluate
-from fxfuse.checking.failures import CheckError
+from fxfuse.checking.failures import CheckError, NotHere
 from fxfuse.checking.ways import Way
 from fxfuse.errors import first_line
 
@@ -55,6 +55,7 @@ def size_for(way: Way, *, lead: tuple[int, ...] = LEAD, prefer: Sequence[int] = 
     """The sizing nearest to the preferred one with which the reference runs.
 
     Raises:
+        NotHere: torch cannot run the reference on this device.
         CheckError: none was found.
     """
     return _size_for(_Key(way), lead, tuple(prefer))
@@ -81,6 +82,8 @@ def _size_for(key: _Key, lead: tuple[int, ...], prefer: tuple[int, ...]) -> Sizi
     for sizing in itertools.islice(_candidates(way, lead, prefer), _TRIES):
         try:
             way.run(zeros(way, sizing), sizing.scalars)
+        except NotImplementedError as error:
+            raise NotHere(f"the reference cannot run here as {way}: {first_line(error)}") from error
         except Exception as error:  # any complaint of torch about these sizes
             last = last or error
         else:

@@ -10,8 +10,8 @@ from fxfuse.kernels.common import TRITON, is_contiguous, op_operands
 from fxfuse.kernels.facts import SiteFacts
 from fxfuse.kernels.registry import kernel
 
-BARE = ("bare", "rounded")
-"""Variants of `rms_norm` that scale nothing."""
+SCALED = ("early", "late", "offset")
+"""The variants that every pattern with an RMSNorm has; `rms_norm` has more."""
 
 
 def normed(x: Any, weight: Any, eps: Any, norm: str) -> Any:
@@ -26,12 +26,14 @@ def normed(x: Any, weight: Any, eps: Any, norm: str) -> Any:
 
 
 @kernel("rms_norm", name="plain", backward="autograd", default=True)
-def plain_rms_norm(x: Any, weight: Any, *, eps: Any, norm: str) -> Any:
+def plain_rms_norm(x: Any, weight: Any, wide: Any, *, eps: Any, norm: str) -> Any:
     """The reference's operations in the reference's order."""
-    if norm not in BARE:
+    if norm in SCALED:
         return normed(x, weight, eps, norm)
-    h = x.float()
+    h = wide if norm == "narrowed" else x.float()
     factor = torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    if norm == "narrowed":
+        return weight * (h * factor).to(weight.dtype)
     return (h * factor).to(x.dtype) if norm == "bare" else x * factor.to(x.dtype)
 
 

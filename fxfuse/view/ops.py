@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from fxfuse.compat import grouped_products
+
 aten = torch.ops.aten
 
 
@@ -219,6 +221,7 @@ _op("matmul", "input other", (operator.matmul, torch.matmul, torch.mm, torch.bmm
     "matmul mm bmm __matmul__")  # fmt: skip
 _op("addmm", "input mat1 mat2 beta=1 alpha=1", (torch.addmm, aten.addmm.default), "addmm")
 _op("baddbmm", "input batch1 batch2 beta=1 alpha=1", (torch.baddbmm,), "baddbmm", distinctive=True)
+_op("grouped_mm", "input mat2 offs=None bias=None out_dtype=None", grouped_products(), distinctive=True)
 _op("einsum", "equation *operands", (torch.einsum, torch.functional.einsum), alias=True)  # of one tensor: a view
 _op("outer", "input vec2", (torch.outer, torch.ger), "outer ger")
 _op("scaled_dot_product_attention",

@@ -53,7 +53,7 @@ EFFECTS = [
         ("x.flatten()", "x.flatten(0, 1)", "x.reshape(3, 16)", "x.transpose(1, 2).flatten(1)", "x.view(24, 2)"),
     ),
     Effect(
-        "reshape(x, shape=(6, 8))",
+        "rows(x)",
         ("x.view(6, 8)", "x.view(-1, 8)", "x.flatten(0, 1)", "x.reshape(-1, x.shape[-1])", "x.view(-1, x.size(-1))"),
         ("x.view(8, 6)", "x.transpose(0, 1).reshape(6, 8)"),
     ),

@@ -97,7 +97,7 @@ EITHER: dict[str, list[str]] = {
         "torch.moveaxis(x, 0, 2)",
         "x.movedim((0, 1), (2, 0))",
     ],
-    "reshape(x, shape=(6, 8))": [
+    "rows(x)": [
         "x.reshape(6, 8)",
         "x.view(6, 8)",
         "x.reshape((6, 8))",
