@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,11 +12,12 @@ from torch import fx
 
 from fxfuse import caching, compat, reuse
 from fxfuse.engine import Fused, fuse
-from fxfuse.errors import OptionError, readable, warn_once
+from fxfuse.errors import OptionError, readable
 from fxfuse.expectations import judge
 from fxfuse.fallback import unchanged
 from fxfuse.options import Options, parse
 from fxfuse.params import DerivedInputs
+from fxfuse.publishing import publish, will_be_read
 from fxfuse.report import Report, keep
 
 log = logging.getLogger("fxfuse")
@@ -91,7 +91,7 @@ def fxfuse(
 def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> Compiled:
     """Rewrite a copy of ``gm`` and compile it; compile ``gm`` itself where fxfuse fails (``on_error="fallback"``)."""
     try:
-        fused = fuse(gm, example_inputs, options)
+        fused = fuse(gm, example_inputs, options, record=will_be_read(options))
         judge(fused.report, options, whole=compat.is_fullgraph())
     except OptionError as error:
         raise readable(error) from None
@@ -118,23 +118,6 @@ def finish(report: Report, options: Options) -> None:
     """Keep the report, write it where the options say so, and log its one line."""
     keep(report)
     publish(report, options)
-
-
-def publish(report: Report, options: Options) -> None:
-    """Write the report where the options say so, and log its one line."""
-    log.info("%s", report.summary())
-    folder = options.report_dir or os.environ.get("FXFUSE_REPORT_DIR")
-    if not folder:
-        return
-    try:
-        os.makedirs(folder, exist_ok=True)
-        stem = os.path.join(folder, f"fxfuse-{os.getpid()}-{time.time_ns()}")
-        for suffix in (".json", ".txt", ".html"):
-            report.save(stem + suffix)
-    except OSError as error:
-        if options.on_error == "raise":
-            raise
-        warn_once(f"fxfuse cannot write its report to {folder!r}: {error}")
 
 
 def _inner(fused: Fused, example_inputs: Sequence[Any], options: Options) -> Compiled:

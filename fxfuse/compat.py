@@ -391,7 +391,8 @@ def trace_is_on() -> bool:
     """Whether torch writes its structured trace (``TORCH_TRACE``), which tlparse reads."""
     import torch._logging._internal as internal
 
-    return bool(internal.trace_log.handlers)
+    # The handler that torch makes without a folder takes itself away when it is first used.
+    return any(getattr(handler, "root_dir", "") is not None for handler in internal.trace_log.handlers)
 
 
 def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:

@@ -19,6 +19,7 @@ PLACEMENTS = ("auto", "separate", "share", "copy", "inline")
 INNER = ("inductor", "aot_eager", "eager")
 ON_MISS = ("silent", "warn", "error")
 ON_ERROR = ("fallback", "raise")
+REUSE = ("auto", "off")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Options:
     mode: str | None = None
     report_dir: str | None = None
     verify: bool = False
+    reuse: str = "auto"
 
     def kernels_named(self, pattern: str) -> tuple[str, ...]:
         """The kernels that the user named for a pattern, in order of preference; ``("off",)``; or none."""
@@ -263,4 +265,5 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "mode": _mode,
     "report_dir": _directory,
     "verify": _switch,
+    "reuse": _one_of(REUSE),
 }

@@ -32,7 +32,7 @@ def render(report: Report) -> str:
 
 def _pattern(pattern: str, sites: list[Site]) -> list[str]:
     counts = {o: sum(s.outcome == o for s in sites) for o in _ORDER}
-    reasons = len({(s.code, _masked(s.reason)) for s in sites if s.outcome == "missed"})
+    reasons = len({(s.code, masked(s.reason)) for s in sites if s.outcome == "missed"})
     parts = [f"{n} {o}" for o, n in counts.items() if n]
     if reasons:
         parts[-1] += f" ({reasons} reason{'s' if reasons > 1 else ''})"
@@ -45,20 +45,28 @@ def _pattern(pattern: str, sites: list[Site]) -> list[str]:
     return lines
 
 
+def grouped(report: Report) -> list[list[Site]]:
+    """Sites that differ in their layer only, together, in the order of the text."""
+    groups: dict[tuple[object, ...], list[Site]] = {}
+    for site in sorted(report.sites, key=lambda s: (s.pattern, _ORDER.index(s.outcome))):
+        groups.setdefault((site.pattern, *group_key(site)), []).append(site)
+    return list(groups.values())
+
+
 def render_site(site: Site) -> str:
     """One site, as in a report."""
     return "\n".join([site.pattern, *_group([site])])
 
 
 def group_key(site: Site) -> tuple[object, ...]:
-    shape = tuple(map(_masked, site.modules))
-    reason = _masked(site.reason)
+    shape = tuple(map(masked, site.modules))
+    reason = masked(site.reason)
     place = site.detail.pattern_line if site.detail else ""
     facts = (site.kernel, _measurement(site), site.weights, site.matched_nodes, place, site.numbers is None)
     return site.outcome, tuple(sorted(site.variant.items())), shape, site.code, reason, *facts
 
 
-def _masked(text: str) -> str:
+def masked(text: str) -> str:
     """Equal for texts that differ only in numbers, of layers, nodes or errors; ``view`` and ``view_3`` are alike."""
     return re.sub(r"\d+(\.\d+e[+-]\d+)?", "#", re.sub(r"_\d+\b", "", text))
 

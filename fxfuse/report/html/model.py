@@ -95,7 +95,7 @@ def label_of(code: str) -> str:
         return _SIGNS.get(infix[1], infix[1])
     call = _CALL.match(code)
     if call is not None:
-        return code[: call.end() - 1].split(".")[-2] if code.startswith("torch.ops.") else call[1]
+        return code[: call.end() - 1].split(".")[3] if code.startswith("torch.ops.") else call[1]
     return "[ ]" if code.endswith("]") else code[:24]
 
 

@@ -333,7 +333,7 @@
     out.push(el("h3", {}, "Before and after"));
     if (rows.length) {
       out.push(small(rows, aligned(g), classes));
-      const legend = site.outcome === "rewritten" ? "- goes away   + comes in its place   ~ reads it   bar: stays, because others read it" : "bar: part of the site   red: where it differs";
+      const legend = site.outcome === "rewritten" ? "- goes away   + comes in its place   ~ reads it   brown bar: stays, because others read it" : "blue bar: part of the site   red: where it differs   brown: who else reads it";
       out.push(el("p", { class: "quiet legend" }, legend));
     }
     else {
@@ -358,7 +358,7 @@
     out.push(sources(site));
     if (g && g.whole) { const button = el("button", { type: "button" }, "Show the whole graph (g)"); button.addEventListener("click", () => { location.hash = `#graph-${site.graph}-${site.root}`; }); out.push(el("p", {}, button)); }
     panel.replaceChildren(...out);
-    panel.scrollIntoView({ block: "start" });
+    if (location.hash) panel.scrollIntoView({ block: "start" });
   }
   function showGraph(number, node) {
     const g = graphs[number];
