@@ -7,11 +7,19 @@ import sys
 from collections.abc import Sequence
 
 import fxfuse
-from fxfuse import bench, check, demo, doctor, tune_command
+from fxfuse import bench, check, demo, diff_command, doctor, explain_command, tune_command
 
 # Each command is a module with SUMMARY, add_arguments(parser) and run(args) -> exit code. It imports torch in `run`,
 # so that help, version and Ctrl-C answer at once.
-COMMANDS = {"bench": bench, "check": check, "demo": demo, "doctor": doctor, "tune": tune_command}
+COMMANDS = {
+    "bench": bench,
+    "check": check,
+    "demo": demo,
+    "diff": diff_command,
+    "doctor": doctor,
+    "explain": explain_command,
+    "tune": tune_command,
+}
 
 INTERRUPTED = 130  # what shells expect of a process ended by SIGINT
 

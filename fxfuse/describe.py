@@ -29,6 +29,7 @@ def site_record(found: Found, failure: Failure | None, modules: Sequence[str], o
     """A site as plain data. ``more`` are fields of :class:`fxfuse.report.Site` that come from its rewrite."""
     match = found.match
     values = match.interior if match is not None else ()
+    memo: _Memo = {}
     return Site(
         pattern=found.pattern.name,
         variant=dict(found.variant or {}),
@@ -41,8 +42,8 @@ def site_record(found: Found, failure: Failure | None, modules: Sequence[str], o
         root=match.root.node.name if match is not None else found.seed.node.name,
         nodes=tuple(n.name for n in found.nodes),
         steps=tuple(dict.fromkeys(step for v in values for step in v.steps)),
-        detail=reason_record(failure) if failure is not None else None,
-        also=Later(partial(_records, [_taken(f) for f in failure.also])) if failure and failure.also else (),
+        detail=_record(_taken(failure, memo), {}) if failure is not None else None,
+        also=Later(partial(_records, [_taken(f, memo) for f in failure.also])) if failure and failure.also else (),
         **more,
     )
 
@@ -71,29 +72,39 @@ class _Reason(NamedTuple):
 
 def reason_record(failure: Failure) -> ReasonRecord:
     """The failure as plain data; the alternatives' are made when somebody reads them."""
-    return _record(_taken(failure), {})
+    return _record(_taken(failure, {}), {})
 
 
-def _taken(failure: Failure) -> _Reason:
-    found = failure.found
+_Memo = dict[Any, Any]
+"""What the attempts at one site have in common: they stopped at a few nodes."""
+
+
+def _taken(failure: Failure, memo: _Memo) -> _Reason:
+    found, operand = failure.found, failure.operand
+    form = memo.get(id(operand), memo)
+    if form is memo:
+        form = memo[id(operand)] = form_of(_tensor(operand))
     return _Reason(
         failure.code,
         words(failure.expected),
         words(found) if found is not None else None,
         failure.term,
         failure.between,
-        form_of(_tensor(failure.operand)),
-        _place(failure.node),
-        _place(failure.reader),
-        tuple([((a.choice, a.label, a.matched, a.settled), _taken(a.reason)) for a in failure.tried]),
+        form,
+        _place(failure.node, memo),
+        _place(failure.reader, memo),
+        tuple([((a.choice, a.label, a.matched, a.settled), _taken(a.reason, memo)) for a in failure.tried]),
     )
 
 
-def _place(node: fx.Node | None) -> _Place | None:
+def _place(node: fx.Node | None, memo: _Memo) -> _Place | None:
     if node is None:
         return None
-    name = "the graph's output" if node.op == "output" else node.name
-    return _Place(name, raw_path(node), last_frame(node))
+    if node not in memo:
+        name = "the graph's output" if node.op == "output" else node.name
+        memo[node] = _Place(name, raw_path(node), last_frame(node))
+    place: _Place = memo[node]
+    return place
 
 
 def _record(reason: _Reason, attempt: Mapping[str, Any]) -> ReasonRecord:

@@ -34,6 +34,12 @@ class CaptureError(FxfuseError, RuntimeError):
     """``explain`` and its kind captured no graph, so that a report would be empty in silence."""
 
 
+class UnreadableReport(FxfuseError, ValueError):
+    """A file that a command was given is no report; exit code 2, since 1 says that reports differ."""
+
+    exit_code = 2
+
+
 def first_line(error: BaseException) -> str:
     """An error in a few words: its type, and the first line of what it says."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -9,10 +9,10 @@ from typing import Any
 from torch import fx
 
 from fxfuse import caching, compat, library, machine, results
-from fxfuse.backend import publish
 from fxfuse.errors import PatternError
 from fxfuse.kernels import kernels_for
 from fxfuse.passes import parse_for_pass, rewritten_copy
+from fxfuse.publishing import publish
 from fxfuse.report import Report
 from fxfuse.rewriting import Dialect, dialect_of
 

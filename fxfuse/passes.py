@@ -11,12 +11,12 @@ import torch
 from torch import fx
 
 from fxfuse import compat
-from fxfuse.backend import publish
 from fxfuse.engine import Fused, fuse
 from fxfuse.errors import CaptureError, OptionError
 from fxfuse.expectations import judge
 from fxfuse.fallback import unchanged
 from fxfuse.options import Options, parse
+from fxfuse.publishing import publish, will_be_read
 from fxfuse.report import Report
 from fxfuse.rewriting import Dialect, dialect_of
 from fxfuse.rewriting.examples import example_of
@@ -90,7 +90,15 @@ def rewritten_copy(
     _require_examples(gm.graph)
     try:
         with _surroundings(examples, dialect, may_guard):
-            fused = fuse(gm, examples, options, may_add_inputs=False, leaves=leaves_of(program), dialect=dialect)
+            fused = fuse(
+                gm,
+                examples,
+                options,
+                may_add_inputs=False,
+                leaves=leaves_of(program),
+                dialect=dialect,
+                record=will_be_read(options),
+            )
     except OptionError:
         raise
     except Exception as error:

@@ -22,9 +22,9 @@ from fxfuse.params.packing import BLOCK, packed_linear, register
 LOW = (torch.bfloat16, torch.float16)
 GEMM_ROWS = 32
 """From here on the fp32 GEMM wins on a CPU without bf16 instructions (bench/cpu_rows.py --isa AVX512_CORE_VNNI)."""
-PACKED_ROWS = (8, 64)
-"""Where packed weights win (docs/weights.md): below, memory is all that counts; above, reordering is little."""
-PACKED_LOW_ROWS = (8, 512)
+PACKED_ROWS = (16, 64)
+"""Where packed weights win, measured at both ends (docs/weights.md). With one row memory is all that counts."""
+PACKED_LOW_ROWS = (16, 64)
 """The same against a bf16 GEMM without bf16 instructions."""
 
 

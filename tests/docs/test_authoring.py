@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    "page", ["authoring.md", "from_kernelconfig.md", "from_liger.md", "from_veomni.md", "tuning.md"]
+    "page", ["authoring.md", "from_kernelconfig.md", "from_liger.md", "from_veomni.md", "patterns.md", "tuning.md"]
 )
 def test_every_block_runs_and_prints_what_is_shown(page: str) -> None:
     """In a process of its own: patterns, kernels and ops of a page are registered for good, and Triton interprets."""

@@ -32,7 +32,7 @@ def matmul_with_transposed(view: View, value: Value) -> Value | None:
 
 
 def transposed_weight(view: View, value: Value) -> Value | None:
-    """``w``, where the value is its transpose over its only two dimensions: an input, or transposed as a matrix.
+    """``w``, where the value is its transpose over its only two dimensions: an input or its transpose, or so spelled.
 
     Of two computed tensors (attention scores) the product stays one.
     """
@@ -45,7 +45,9 @@ def transposed_weight(view: View, value: Value) -> Value | None:
     as_matrix = spec.name == "t" if spec is not None else is_transpose_attribute(value.node, "T")
     if view.symbolic:
         return source if as_matrix or is_parameter(source) else None
-    return source if (as_matrix or source.leaf is not None) and MATRIX_WEIGHT(source.rank == 2) else None
+    inner = view.operand(source.args["input"]) if source.op == "transpose" else source
+    is_input = isinstance(inner, Value) and inner.leaf is not None
+    return source if (as_matrix or is_input) and MATRIX_WEIGHT(source.rank == 2) else None
 
 
 _AS_MATRIX = {(-2, -1), (0, 1)}
