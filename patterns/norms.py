@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import torch
@@ -17,30 +17,32 @@ def rms_norm(x: Any, weight: Any, eps: Any) -> Any:
     casts back, then scales; late (GPT-OSS, OLMo2, ``nn.RMSNorm``) scales, then casts; offset (Gemma) scales by 1 + w.
     """
     h = x.float()
-    return one_of("norm", **_scaled(x, h * _factor(h, eps), weight))
+    h = h * _factor(h, eps)
+    return one_of(
+        "norm",
+        early=lambda: weight * h.to(x.dtype),
+        late=lambda: (weight * h).to(x.dtype),
+        offset=lambda: (h * (1.0 + weight.float())).to(x.dtype),
+    )
 
 
 def any_rms_norm(x: Any, weight: Any, eps: Any, wide: Any) -> Any:
     """The same, and three more: bare casts the result and scales nothing (nanochat, Llama 4), rounded the factor
     (DeepSeek V4), and narrowed makes of fp32, such as a product with a gate (Mamba 2), the dtype of its weight."""
-    h = x.float()
-    factor = _factor(h, eps)
-    bare = h * factor
+
+    # Alternatives share what they have in common, and a site of the last one has no x.
+    h = functools.cache(lambda: x.float())
+    factor = functools.cache(lambda: _factor(h(), eps))
+    bare = functools.cache(lambda: h() * factor())
     return one_of(
         "norm",
-        **_scaled(x, bare, weight),
-        bare=lambda: bare.to(x.dtype),
-        rounded=lambda: x * factor.to(x.dtype),
+        early=lambda: weight * bare().to(x.dtype),
+        late=lambda: (weight * bare()).to(x.dtype),
+        offset=lambda: (bare() * (1.0 + weight.float())).to(x.dtype),
+        bare=lambda: bare().to(x.dtype),
+        rounded=lambda: x * factor().to(x.dtype),
         narrowed=lambda: weight * (wide * _factor(wide, eps)).to(weight.dtype),
     )
-
-
-def _scaled(x: Any, h: Any, weight: Any) -> dict[str, Callable[[], Any]]:
-    return {
-        "early": lambda: weight * h.to(x.dtype),
-        "late": lambda: (weight * h).to(x.dtype),
-        "offset": lambda: (h * (1.0 + weight.float())).to(x.dtype),
-    }
 
 
 def _factor(h: Any, eps: Any) -> Any:

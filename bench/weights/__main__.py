@@ -28,9 +28,7 @@ def main() -> int:
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--cycles", type=int, metavar="N")
-    parser.add_argument(
-        "--stock", action="store_true", help="with --cycles: torch's own eager backend instead"
-    )
+    parser.add_argument("--stock", action="store_true", help="with --cycles: torch's own eager backend instead")
     parser.add_argument("--smollm2", action="store_true")
     parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=["fp32"])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 16, 64, 256])

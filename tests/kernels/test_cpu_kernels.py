@@ -111,8 +111,8 @@ def test_wide_is_within_the_contract(what: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("native", "dtype", "rows", "granted", "kernel"),
     [
-        (False, torch.float32, 4, 1.0, "plain"),
-        (False, torch.float32, 8, 1.0, "cpu_packed"),
+        (False, torch.float32, 15, 1.0, "plain"),
+        (False, torch.float32, 16, 1.0, "cpu_packed"),
         (True, torch.float32, 64, 1.0, "cpu_packed"),
         (False, torch.float32, 65, 1.0, "plain"),
         (False, torch.float32, 16, 0.0, "plain"),
