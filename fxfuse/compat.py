@@ -391,8 +391,9 @@ def trace_is_on() -> bool:
     """Whether torch writes its structured trace (``TORCH_TRACE``), which tlparse reads."""
     import torch._logging._internal as internal
 
-    # The handler that torch makes without a folder takes itself away when it is first used.
-    return any(getattr(handler, "root_dir", "") is not None for handler in internal.trace_log.handlers)
+    # Without a folder, torch's handler takes itself away when it is first used; others' handlers are no trace.
+    handlers = [h for h in internal.trace_log.handlers if isinstance(h, internal.LazyTraceHandler)]
+    return any(handler.root_dir is not None for handler in handlers)
 
 
 def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
