@@ -29,8 +29,12 @@ def rms_norm(
 @rms_norm.constraint
 def of_what_is_not_centred(m: Any) -> None:
     x = m.wide if m.x is None else m.x
-    mean = m.view.operand(x.args["other"]) if x.op == "sub" else None
-    centred = getattr(mean, "op", None) == "mean" and m.view.operand(mean.args["input"]) is m.view.operand(
-        x.args["input"]
-    )
-    m.require(not centred, "x is centred, so this is a LayerNorm", at=x)
+    m.require(not _is_centred(m.view, x), "x is centred, so this is a LayerNorm", at=x)
+
+
+def _is_centred(view: Any, x: Any) -> bool:
+    """Whether this is ``y - y.mean(...)``."""
+    mean = view.operand(x.args["other"]) if x.op == "sub" else None
+    if mean is None or getattr(mean, "op", None) != "mean":
+        return False
+    return bool(view.operand(mean.args["input"]) is view.operand(x.args["input"]))

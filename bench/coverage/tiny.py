@@ -116,6 +116,6 @@ def inputs_of(model: Any, architecture: Architecture, seed: int = 0, train: bool
         given["use_cache"] = False
     if train and "labels" in accepted:
         given["labels"] = ids
-    elif architecture.kind == "seq2seq":
+    if architecture.kind == "seq2seq":
         given["decoder_input_ids"] = tokens(seed + 100)
     return given

@@ -29,6 +29,7 @@ def examine(
     modes: Sequence[str] = ("forward", "backward"),
     patterns: Sequence[str] | None = None,
     together: Sequence[str] = (arms.ALL, arms.DEFAULT),
+    seeds: int = SEEDS,
     **changes: Any,
 ) -> dict[str, Any]:
     """The record of one architecture; whatever fails is in it, with the stage at which it did.
@@ -36,6 +37,7 @@ def examine(
     Args:
         patterns: each alone; every pattern of the library by default.
         together: what is compiled besides, see :func:`bench.coverage.arms.arms_of`.
+        seeds: how many inputs are compared.
         changes: fields of the tiny config.
     """
     record: dict[str, Any] = {
@@ -47,7 +49,7 @@ def examine(
     for dtype in dtypes:
         for mode in modes:
             try:
-                run = _run(architecture, DTYPES[dtype], mode == "backward", options, changes)
+                run = _run(architecture, DTYPES[dtype], mode == "backward", options, seeds, changes)
             except Stage as stage:
                 run = {"status": stage.status, "error": stage.error}
             record["runs"][f"{dtype} {mode}"] = run
@@ -77,7 +79,12 @@ class Stage(Exception):
 
 
 def _run(
-    architecture: Architecture, dtype: torch.dtype, train: bool, options: Mapping[str, Any], changes: dict[str, Any]
+    architecture: Architecture,
+    dtype: torch.dtype,
+    train: bool,
+    options: Mapping[str, Any],
+    seeds: int,
+    changes: dict[str, Any],
 ) -> dict[str, Any]:
     torch._dynamo.reset()
     try:
@@ -88,14 +95,14 @@ def _run(
     def call(m: Any, seed: int, of: nn.Module = model) -> Result:
         return _call(m, of, architecture, seed, train)
 
-    return run_model(model, call, options, train=train)
+    return run_model(model, call, options, seeds=seeds, train=train)
 
 
 Call = Callable[..., Result]
 
 
 def run_model(
-    model: nn.Module, call: Call, options: Mapping[str, Mapping[str, Any]], *, train: bool = False
+    model: nn.Module, call: Call, options: Mapping[str, Mapping[str, Any]], *, seeds: int = SEEDS, train: bool = False
 ) -> dict[str, Any]:
     """The record of one model.
 
@@ -107,7 +114,7 @@ def run_model(
         Stage: eager or stock torch.compile fails, so that there is nothing to compare.
     """
     try:
-        eager = [call(model, seed) for seed in range(SEEDS)]
+        eager = [call(model, seed) for seed in range(seeds)]
     except Exception as error:
         raise Stage("not trainable" if train else "eager fails", error) from error
     present = oracle.present(oracle.record(model, lambda: call(model, 0)))
@@ -116,7 +123,7 @@ def run_model(
     backend = arms.Arms(options)
     fast = torch.compile(model, backend=backend)
     try:
-        stock = [call(fast, seed) for seed in range(SEEDS)]
+        stock = [call(fast, seed) for seed in range(seeds)]
     except Exception as error:
         raise Stage("stock torch.compile fails", error) from error
 

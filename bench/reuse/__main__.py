@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--page", help="write the page from the figures in --json")
     args = parser.parse_args()
     if args.page:
-        write(args.page, args.json or "bench/results/reuse.json")
+        write(args.page, args.json or "bench/reuse/figures.json")
         return 0
     rows = []
     for case in _cases(args):

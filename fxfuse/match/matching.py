@@ -39,6 +39,8 @@ class Match:
         owned: those that go away with the rewrite.
     """
 
+    _captured: list[Value] | None = None
+
     def __init__(
         self,
         view: View,
@@ -64,7 +66,6 @@ class Match:
                 self.captures[term.name] = operand
         for group in self.siblings.values():
             self.captures.update(_columns(group))
-        self._captured: list[Value] | None = None
         self.outputs = tuple(self._outputs())
         order = view.effects.order
         self.root: Value = max(self.outputs, key=lambda v: order[v.node])

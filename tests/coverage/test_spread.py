@@ -5,23 +5,20 @@ from __future__ import annotations
 import pytest
 
 from bench.coverage import architectures
-from bench.coverage.arms import ALL, DEFAULT
 from bench.coverage.worker import examine
 
 SPREAD = (
-    "afmoe", "apertus", "bart", "bert", "bitnet", "cohere2", "deepseek_v3", "exaone4", "falcon", "falcon_h1",
-    "gemma3_text", "glm4", "gpt2", "gpt_neox", "gpt_oss", "granite", "helium", "jamba", "llama", "llama4_text",
-    "mamba2", "modernbert-decoder", "nanochat", "nemotron", "olmo2", "phi3", "qwen3_5_text", "qwen3_moe",
-    "t5:seq2seq", "zamba2",
+    "afmoe", "apertus", "arcee", "bart", "bert", "bitnet", "cohere2", "deepseek_v3", "exaone4", "falcon", "gemma2",
+    "gemma3_text", "glm4", "gpt2", "gpt_neox", "gpt_oss", "granite", "helium", "llama", "llama4_text", "nanochat",
+    "nemotron", "olmo2", "phi3", "qwen3", "qwen3_moe", "t5:seq2seq",
 )  # fmt: skip
 KNOWN = {a.name for a in architectures.everything()}
 
 
 @pytest.mark.parametrize("name", [n for n in SPREAD if n in KNOWN])
 def test_training_in_bf16(name: str) -> None:
-    record = examine(
-        architectures.by_name(name), dtypes=["bf16"], modes=["backward"], together=[ALL, DEFAULT], patterns=[PATTERN]
-    )
+    architecture = architectures.by_name(name)
+    record = examine(architecture, dtypes=["bf16"], modes=["backward"], together=[], patterns=[PATTERN], seeds=1)
     assert record["status"] == "ok", record
     (run,) = record["runs"].values()
     assert run["arms"][PATTERN]["rewritten"].get(PATTERN, 0) == run["present"][PATTERN]

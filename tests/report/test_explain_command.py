@@ -11,6 +11,7 @@ from rich.console import Console
 from support import Net, mlp, options, plain, rms, rows
 
 import fxfuse
+from fxfuse import compat
 from fxfuse.cli import main
 from fxfuse.explanation.show import filtered, show
 from fxfuse.report.hunks import hunk
@@ -45,12 +46,22 @@ def test_a_script_is_run_and_its_compiles_reported(tmp_path: Path, capsys: pytes
     assert fxfuse.Report.load(record).captured[0].whole
 
 
-def test_a_script_for_inductor_is_compiled_by_fxfuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_script_for_inductor_is_compiled_by_fxfuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = torch.compile
+    given: list[dict[str, object]] = []
+
+    def inductor(gm: torch.fx.GraphModule, examples: list[object], patches: dict[str, object]) -> object:
+        given.append(patches)
+        return gm.forward
+
+    monkeypatch.setattr(compat, "compile_fx", inductor)
     assert main(["explain", script(tmp_path, "inductor", "{'max_autotune': False}")]) == 0
     out = capsys.readouterr().out
     assert "1 compiles by Inductor were compiled by fxfuse and Inductor" in out
     assert "3 rewritten" in out
+    assert given == [{"max_autotune": False}]
     assert torch.compile is before
 
 

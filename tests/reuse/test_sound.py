@@ -128,13 +128,13 @@ def test_tied_weights() -> None:
 
 
 def test_frozen_layers_are_another_region_in_training_only() -> None:
-    model = Stack(10)
-    model.layers[:4].requires_grad_(False)
+    model = Stack(8)
+    model.layers[:3].requires_grad_(False)
     both(model, rows(), grad=True)
-    assert sum(copies()) >= 8  # the first layer's input and the fourth's result differ in their gradients
+    assert sum(copies()) >= 6  # a layer between the two sorts is frozen in part
     torch._dynamo.reset()
     both(model, rows(), grad=False)
-    assert copies() == [10]
+    assert copies() == [8]
 
 
 class Positions(Stack):
@@ -157,7 +157,7 @@ def test_a_value_read_by_every_layer(grad: bool) -> None:
 def test_dynamic_shapes_make_no_more_graphs(grad: bool) -> None:
     model = Positions()
     fast = compiled(model)
-    for count in (5, 7, 9, 12):
+    for count in (5, 7, 9):
         with torch.set_grad_enabled(grad):
             found, expected = fast(rows(count)), model(rows(count))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -170,7 +170,7 @@ def test_dynamic_shapes_make_no_more_graphs(grad: bool) -> None:
 
 
 def test_symbolic_floats_are_left_whole() -> None:
-    model = Stack(6).requires_grad_(False)  # under `dynamic=True` each block's dropout is one
+    model = Stack(4).requires_grad_(False)  # under `dynamic=True` each block's dropout is one
     backend = fxfuse.Backend(inner="aot_eager", on_error="raise", on_miss="silent")
     torch.testing.assert_close(torch.compile(model, backend=backend, dynamic=True)(rows()), model(rows()))
     assert "is no tensor, and is read behind it" in last().reason
@@ -304,7 +304,7 @@ def test_activation_checkpointing(grad: bool) -> None:
 
 
 def test_a_checkpoint_with_dropout_is_left_whole_in_training() -> None:
-    compiled(Checkpointed(8, dropout=0.2).train())(rows())
+    compiled(Checkpointed(5, dropout=0.2).train())(rows())
     assert "random numbers again" in last().reason
 
 

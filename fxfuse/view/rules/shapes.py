@@ -229,8 +229,8 @@ def rows_of_all(view: View, value: Value) -> Value | None:
     if view.symbolic:
         fits = value.op == "flatten" and "start_dim" not in value.args and value.args.get("end_dim") == -2
     else:
-        old, new = source.shape, value.shape
-        fits = bool(old and new) and len(old) > 2 and len(new) == 2 and ONLY_THE_LAST(same_size(old[-1], new[-1]))
+        old, new = source.shape or (), value.shape or ()
+        fits = len(old) > 2 and len(new) == 2 and ONLY_THE_LAST(same_size(old[-1], new[-1]))
     return value.become("rows", {"input": source}, "all rows") if fits else None
 
 
