@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         running.run(wanted, plan)
     from bench.coverage import page
 
-    page.write(folder, args.json)
+    page.write(folder, args.json, with_page=args.names in ([], ["page"]) and args.folder is None)
     return 0
 
 

@@ -18,15 +18,16 @@ COUNTED = ("rms_norm", "add_rms_norm", "rms_norm_gated_mlp", "gated_mlp", "rms_n
 IN_TABLE = COUNTED[:8]
 
 
-def write(folder: Path, copy: Path | None = None) -> Path:
-    """Write the summary and the page; the path of the summary."""
+def write(folder: Path, copy: Path | None = None, *, with_page: bool = True) -> Path:
+    """Write the summary and the page; the path of the summary. A run of a few models leaves the page as it is."""
     summary = summarise(folder)
     text = json.dumps(summary, indent=1) + "\n"
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"transformers-{summary['transformers']}.json"
     for target in filter(None, (file, copy)):
         target.write_text(text, encoding="utf-8")
-    PAGE.write_text(page(summary), encoding="utf-8")
+    if with_page:
+        PAGE.write_text(page(summary), encoding="utf-8")
     return file
 
 

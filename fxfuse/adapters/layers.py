@@ -16,6 +16,7 @@ from fxfuse.adapters.layouts import Init
 from fxfuse.adapters.spelled import ACTIVATIONS, Spelled
 from fxfuse.authoring import Pattern
 from fxfuse.authoring.captures import is_input, is_optional, is_scalar
+from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, Term
 from fxfuse.errors import PatternError, unknown
 from fxfuse.fingerprint import fingerprint
 from fxfuse.kernels import SiteFacts, kernel
@@ -65,7 +66,7 @@ def from_hub_layer(
     layer = loaded(layer)
     check_layer(layer, len(inputs))
     bound = pattern if isinstance(pattern, Pattern) else library.lookup(pattern, "from_hub_layer")
-    _check(layer, bound, attributes, inputs)
+    _check(layer, bound, attributes, inputs, variants or {})
     allowed = _variants(layer, bound, attributes, variants or {})
     spelled = Spelled(layer, layout_of(layer), bound, dict(attributes), init, prefix)
     laid = spelled.laid_out(spelled.usual())
@@ -106,7 +107,13 @@ def from_hub_layer(
     return bound
 
 
-def _check(layer: type, pattern: Pattern, attributes: Mapping[str, str], inputs: Sequence[str]) -> None:
+def _check(
+    layer: type,
+    pattern: Pattern,
+    attributes: Mapping[str, str],
+    inputs: Sequence[str],
+    allowed: Mapping[str, Collection[str]],
+) -> None:
     valid = {**pattern.captures, **dict.fromkeys(pattern.choices)}
     for operand in (*inputs, *attributes):
         if operand not in valid:
@@ -114,15 +121,25 @@ def _check(layer: type, pattern: Pattern, attributes: Mapping[str, str], inputs:
     for operand in inputs:
         if operand not in pattern.captures or not is_input(pattern.captures[operand]):
             raise PatternError(f"{layer.__name__}: {operand} of {pattern.name} is no Input, so forward cannot take it.")
-    unread = [
-        n
-        for n, c in pattern.captures.items()
-        if (is_input(c) or is_scalar(c)) and not is_optional(c) and n not in inputs and n not in attributes
-    ]
+    certain = frozenset.intersection(*(_certain(o, allowed) for form in pattern.forms for o in form.outputs))
+    told = {*inputs, *attributes}
+    unread = [n for n, c in pattern.captures.items() if n in certain - told and (is_input(c) or is_scalar(c))]
     if unread:
         raise PatternError(
             f"{layer.__name__} is told nothing of {unread[0]} of {pattern.name}: add it to inputs or attributes."
         )
+
+
+def _certain(term: Term, allowed: Mapping[str, Collection[str]]) -> frozenset[str]:
+    """The captures that every site of these variants has."""
+    if isinstance(term, CaptureTerm):
+        return frozenset() if is_optional(term.capture) else frozenset({term.name})
+    if isinstance(term, ChoiceTerm):
+        labels = allowed.get(term.name, term.alternatives)
+        labels = {labels} if isinstance(labels, str) else labels
+        every = [_certain(t, allowed) for label, t in term.alternatives.items() if label in labels]
+        return frozenset.intersection(*every) if every else frozenset()
+    return frozenset().union(*(_certain(child, allowed) for child in term.children()))
 
 
 def _variants(
