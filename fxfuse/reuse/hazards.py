@@ -85,6 +85,7 @@ def survey(gm: fx.GraphModule, examples: Sequence[Any], *, ambient_grad: bool) -
         if not crosses(node.meta.get("example_value")):
             _forbid(ground, place[node], last_use[node], f"{node.name} is no tensor, and is read behind it")
     ground.grads = frozenset(_gradients(graph, effects, ambient_grad))
+    _forbid_dead_gradients(ground, place)
     _forbid_writes_apart(ground, place, effects, ambient_grad)
     return ground
 
@@ -192,6 +193,23 @@ def _forbid_open_modes(ground: Ground, ambient_grad: bool) -> None:
             raise LeftWhole(f"it switches modes by {name}")
     if grad != ambient_grad or depth:
         raise LeftWhole("it leaves a mode switched that was not so on entry")
+
+
+def _forbid_dead_gradients(ground: Ground, place: Mapping[fx.Node, int]) -> None:
+    """No border behind which a value is read, but no gradient comes back: ``(norm > 0)``, ``norm.detach()``.
+
+    A compiled region takes a result without a gradient for one whose gradient is zero, and zero times infinity, such
+    as the slope of a square root at zero, is no number; eager leaves the whole branch out.
+    """
+    live: set[fx.Node] = set()
+    for node in reversed(ground.last_use):
+        readers = [user for user in node.users if user in live]
+        returned = any(user.op == "output" for user in node.users)
+        if node in ground.grads and (readers or returned):
+            live.add(node)
+        if node in ground.grads and node in place and not returned:
+            after = max((place[reader] for reader in readers if reader in place), default=place[node])
+            _forbid(ground, after, ground.last_use[node], f"no gradient comes back to {node.name} from behind it")
 
 
 def _forbid_writes_apart(ground: Ground, place: Mapping[fx.Node, int], effects: Effects, grad: bool) -> None:

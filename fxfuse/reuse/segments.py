@@ -87,7 +87,8 @@ def key(made: Segment, grads: Collection[fx.Node], same: Mapping[fx.Node, fx.Nod
         return facts(node.meta.get("example_value")), node in grads
 
     taken = tuple(map(told, made.reads))
-    return taken, tuple((operation(node, places.__getitem__), told(node)) for node in made.nodes)
+    differentiable = tuple(i for i in made.gives if made.nodes[i] in grads)  # one that nobody reads would get a zero
+    return taken, differentiable, tuple((operation(node, places.__getitem__), told(node)) for node in made.nodes)
 
 
 def outline(made: Segment, gives: Sequence[int], same: Mapping[fx.Node, fx.Node], name: str) -> fx.GraphModule:
