@@ -54,7 +54,6 @@ __all__ = [
     "mode_names",
     "mode_options",
     "no_torch_function",
-    "output_strides",
     "pack_linear",
     "packed_bytes",
     "run_packed_linear",
@@ -188,15 +187,6 @@ def isolated_tracing(fake_mode: Any) -> Iterator[None]:
 
     with tracing(TracingContext(fake_mode)):
         yield
-
-
-@contextlib.contextmanager
-def output_strides() -> Iterator[Any]:
-    """The strides of what Inductor's code gives, filled when a graph without backward is compiled inside."""
-    from torch._guards import TracingContext
-
-    with TracingContext.report_output_strides() as strides:
-        yield strides
 
 
 def inside_ddp_optimizer() -> bool:

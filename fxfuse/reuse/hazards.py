@@ -18,7 +18,7 @@ from fxfuse import compat
 from fxfuse.reuse.labels import attribute, has_symbols
 from fxfuse.reuse.segments import free_symbols, reads_body
 from fxfuse.rewriting.examples import mode_of
-from fxfuse.view.effects import Effects, switches_mode, written_by
+from fxfuse.view.effects import KNOWN_MODULES, Effects, switches_mode, written_by
 
 _BODIES = {"tag_activation_checkpoint", "wrap"}
 _METADATA_WRITES = {
@@ -84,6 +84,9 @@ def survey(gm: fx.GraphModule, examples: Sequence[Any], *, ambient_grad: bool) -
     for node in nodes:
         if not crosses(node.meta.get("example_value")):
             _forbid(ground, place[node], last_use[node], f"{node.name} is no tensor, and is read behind it")
+        elif not lies_for_sure(node.meta["example_value"]):
+            behind = max((place[user] for user in node.users if user in place), default=-1)
+            _forbid(ground, place[node], behind, f"{node.name} has strides that its sizes do not tell")
     ground.grads = frozenset(_gradients(graph, effects, ambient_grad))
     _forbid_dead_gradients(ground, place)
     _forbid_writes_apart(ground, place, effects, ambient_grad)
@@ -95,6 +98,19 @@ def crosses(value: Any) -> bool:
     if isinstance(value, torch.SymInt):
         return True
     return _is_plain(value)
+
+
+def strides_of(value: torch.Tensor) -> list[Any]:
+    """The strides of a value as sympy's expressions; numbers, in a graph of static shapes."""
+    strides: Any = value.stride()
+    return [part if type(part) is int else part.node.expr for part in strides]
+
+
+def lies_for_sure(value: Any) -> bool:
+    """Whether the strides of a value are told by the sizes that the graph is given: numbers, sums and products."""
+    if not isinstance(value, torch.Tensor):
+        return True
+    return all(type(part) is int or part.is_polynomial() for part in strides_of(value))
 
 
 def _is_plain(value: Any) -> bool:
@@ -136,8 +152,11 @@ def _check_node(gm: fx.GraphModule, node: fx.Node, symbols: Mapping[str, fx.Node
         _check_body(node, grad)
     elif node.op == "call_function" and not switches_mode(node):
         module = str(getattr(node.target, "__module__", ""))
+        known = isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket) or not module
         if module.startswith(_FOREIGN) or "c10d" in str(node.target):
             raise LeftWhole(f"{node.name} calls {module}.{name}")
+        if not known and module.partition(".")[0] not in KNOWN_MODULES:
+            raise LeftWhole(f"{node.name} calls {module}.{name}, which may keep something from call to call")
     value = node.meta.get("example_value")
     if value is None and not node.users and not switches_mode(node) and name not in _HARMLESS:
         writes = next(written_by(node), None) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -12,13 +12,14 @@ import torch
 from torch import fx
 
 from fxfuse import compat
-from fxfuse.reuse.hazards import LeftWhole
+from fxfuse.reuse.hazards import LeftWhole, lies_for_sure, strides_of
 from fxfuse.reuse.labels import attribute
 from fxfuse.reuse.plan import Kind, Plan
 from fxfuse.reuse.segments import outline
 
 Compiled = Callable[..., Any]
 Compiler = Callable[[fx.GraphModule, list[Any]], Compiled]
+Strides = tuple[int, ...] | Callable[[Sequence[Any]], tuple[int, ...]]
 Pick = Callable[[Sequence[Any]], Sequence[Any]]
 
 
@@ -34,42 +35,27 @@ def compile_divided(gm: fx.GraphModule, plan: Plan, compiler: Compiler) -> Divid
     """Compile each kind of a plan.
 
     Raises:
-        LeftWhole: a compiled stretch does not give what the next one was promised.
+        LeftWhole: a value cannot cross a border.
     """
     mode = compat.compile_mode(n.meta.get("example_value") for n in gm.graph.find_nodes(op="placeholder"))
     if mode is None:
         raise LeftWhole("its inputs are no fake tensors")
+    promised = _promised(plan)  # before anything is compiled
     compiled, seconds = [], []
     for number, kind in enumerate(plan.kinds):
         start = time.perf_counter()
         compiled.append(_compile(kind, plan, mode, compiler, f"Region{number}"))
         seconds.append(time.perf_counter() - start)
-    return Divided(_program(gm, plan, compiled), tuple(seconds))
+    return Divided(_program(gm, plan, compiled, promised), tuple(seconds))
 
 
 def _compile(kind: Kind, plan: Plan, mode: Any, compiler: Compiler, name: str) -> Compiled:
     ground = plan.ground
     assert ground is not None
     module = outline(kind.first, kind.gives, ground.same, name)
-    with compat.isolated_tracing(mode), compat.output_strides() as strides:
+    with compat.isolated_tracing(mode):
         examples = [_example(read.meta["example_value"], read in ground.grads, mode) for read in kind.first.reads]
-        compiled = compiler(module, examples)
-    for node in module.graph.nodes:  # fake tensors lead to weak references on the model's parameters
-        node.meta.clear()
-    promised = [kind.first.nodes[place].meta["example_value"] for place in kind.gives]
-    for value, given in zip(promised, strides or (), strict=False):
-        if given is None or not isinstance(value, torch.Tensor):
-            continue
-        if tuple(map(str, given)) != tuple(map(str, value.stride())) and not _one_layout(value, given):
-            raise LeftWhole(f"a compiled region gives strides {tuple(given)} for {tuple(value.stride())}")
-    return compiled
-
-
-def _one_layout(value: torch.Tensor, given: Sequence[Any]) -> bool:
-    """Whether strides differ only where a size of one makes them meaningless, or are expressions (told when run)."""
-    if not all(isinstance(s, int) for s in (*value.shape, *value.stride())):
-        return True
-    return all(size == 1 or str(a) == str(b) for size, a, b in zip(value.shape, given, value.stride(), strict=False))
+        return compiler(module, examples)
 
 
 def _example(value: Any, needs_grad: bool, mode: Any) -> Any:
@@ -82,11 +68,12 @@ def _example(value: Any, needs_grad: bool, mode: Any) -> Any:
         )
 
 
-def _program(gm: fx.GraphModule, plan: Plan, compiled: Sequence[Compiled]) -> Compiled:
+def _program(gm: fx.GraphModule, plan: Plan, compiled: Sequence[Compiled], promised: Mapping[fx.Node, Any]) -> Compiled:
     ground = plan.ground
     assert ground is not None
     holders = gm.graph.find_nodes(op="placeholder")
     place = {node: i for i, node in enumerate(holders)}
+    symbols = {name: place[node] for name, node in ground.symbols.items()}
     constants = [attribute(n) for n in ground.last_use if n.op == "get_attr"]
     for node in ground.last_use:
         if node.op == "get_attr":
@@ -105,8 +92,10 @@ def _program(gm: fx.GraphModule, plan: Plan, compiled: Sequence[Compiled]) -> Co
             place.setdefault(node, len(place))
         wanted = set(one.gives)
         puts = [
-            (at, place[one.nodes[i]]) for at, i in enumerate(plan.kinds[number].gives) if i in wanted
-        ]  # fmt: skip
+            (at, place[one.nodes[i]], _told(promised.get(one.nodes[i]), symbols))
+            for at, i in enumerate(plan.kinds[number].gives)
+            if i in wanted
+        ]
         done = [
             place[n]
             for n in one.reads
@@ -120,14 +109,53 @@ def _program(gm: fx.GraphModule, plan: Plan, compiled: Sequence[Compiled]) -> Co
         held: list[Any] = [*args, *constants, *rest]
         for call, pick, puts, done in steps:
             given = call(*pick(held))
-            for at, into in puts:
-                held[into] = given[at]
+            for at, into, strides in puts:
+                value = given[at]
+                held[into] = value if strides is None or value.stride() == strides else _laid_out(value, strides, held)
             given = None
             for gone in done:
                 held[gone] = None
         return pick_results(held)
 
     return run
+
+
+def _promised(plan: Plan) -> dict[fx.Node, list[Any]]:
+    """The strides that the readers of each value were compiled for, which an inner compiler need not keep to.
+
+    Raises:
+        LeftWhole: strides that the sizes of a call do not tell.
+    """
+    promised: dict[fx.Node, list[Any]] = {}
+    for node in (read for one, _ in plan.calls for read in one.reads if read.op not in {"placeholder", "get_attr"}):
+        value = node.meta["example_value"]
+        if isinstance(value, torch.Tensor):
+            if not lies_for_sure(value):
+                raise LeftWhole(f"{node.name} would cross a border with the strides {tuple(value.stride())}")
+            promised[node] = strides_of(value)
+    return promised
+
+
+def _told(strides: list[Any] | None, symbols: Mapping[str, int]) -> Strides | None:
+    """Strides as numbers, or as a function of all that is held, where symbols of the graph are in them."""
+    if strides is None:
+        return None
+    names = sorted({str(symbol) for part in strides if type(part) is not int for symbol in part.free_symbols})
+    if not names:
+        return tuple(map(int, strides))
+    import sympy
+
+    of_sizes = sympy.lambdify([sympy.Symbol(name) for name in names], [sympy.sympify(str(part)) for part in strides])
+    places = [symbols[name] for name in names]
+    return lambda held: tuple(of_sizes(*(held[place] for place in places)))
+
+
+def _laid_out(value: torch.Tensor, strides: Strides, held: Sequence[Any]) -> torch.Tensor:
+    """The value in these strides: itself, where it lies so; a size of one has any stride."""
+    wanted = strides if isinstance(strides, tuple) else strides(held)
+    if all(size == 1 or a == b for size, a, b in zip(value.shape, value.stride(), wanted, strict=True)):
+        return value
+    return torch.empty_strided(value.shape, wanted, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _picker(places: Sequence[int]) -> Pick:

@@ -23,7 +23,7 @@ _INPLACE_OPERATORS = {
     operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift,
     operator.irshift, operator.setitem, operator.delitem,
 }  # fmt: skip
-_KNOWN_MODULES = {"torch", "_operator", "operator", "math", "builtins", "fxfuse"}
+KNOWN_MODULES = {"torch", "_operator", "operator", "math", "builtins", "fxfuse"}
 """Whose functions write only what their names and flags say; any other module's may write all that they are given."""
 _NOT_A_WRITE = {"requires_grad_"}
 _PURE_BODIES = {"tag_activation_checkpoint", "wrap", "wrap_activation_checkpoint"}
@@ -208,7 +208,7 @@ def written_by(node: fx.Node) -> Iterator[fx.Node]:
             return  # `and_` and `or_` are no writes; those that are stand in the table above
         if name.endswith("_") and not name.endswith("__"):
             yield from _nodes_in(node.args[:1])
-        elif module.partition(".")[0] not in _KNOWN_MODULES:
+        elif module.partition(".")[0] not in KNOWN_MODULES:
             yield from _nodes_in((node.args, tuple(node.kwargs.values())))
 
 
