@@ -18,7 +18,7 @@ from fxfuse.rewriting.copying import copy_graph, module_of
 from fxfuse.rewriting.dialect import Dialect, dialect_of
 from fxfuse.rewriting.errors import RewriteError
 from fxfuse.rewriting.examples import example_of, key_of, mode_of
-from fxfuse.rewriting.fitting import require_fit
+from fxfuse.rewriting.fitting import lie_apart, require_fit
 from fxfuse.rewriting.operands import Call, Inline
 from fxfuse.rewriting.placing import find_place
 from fxfuse.rewriting.sweeping import drop_assertions, sweep
@@ -104,7 +104,7 @@ class Editor:
 
     def _call(self, match: Match, kernel: Kernel, placement: str, made: list[fx.Node]) -> Call:
         operands: dict[str, Any] = dict.fromkeys(match.pattern.choices)
-        operands.update({name: self._operand(captured) for name, captured in match.captures.items()})
+        operands.update({name: self._as_read(captured, match) for name, captured in match.captures.items()})
         operands.update(match.variant)
         for name, transform in kernel.derive:
             settled, sources = transform.settle(match.captures)
@@ -114,6 +114,20 @@ class Editor:
                 operands[name] = self._derived(settled, sources, placement, made)
         taken = {name: operands[name] for name in kernel.parameters}
         return Call(kernel, taken, len(match.outputs), match.returns_a_tuple)
+
+    def _as_read(self, captured: Any, match: Match) -> Any:
+        """The node that a capture is, or the copy of it in another layout that the site reads in its place:
+        ``x.transpose(1, 2).contiguous()`` is ``x.transpose(1, 2)`` to the view, and a kernel's result lies as its
+        operand does."""
+        if not isinstance(captured, Value):
+            return self._operand(captured)
+        others = [n for n in match.view.aliases(captured) if n is not captured.node]
+        if others:
+            read = {operand for node in match.nodes for operand in node.all_input_nodes}
+            copies = [node for node in others if node in read and lie_apart(node, captured.node)]
+            if len(copies) == 1 and captured.node not in read:
+                return self.mapping[copies[0]]
+        return self._operand(captured)
 
     def _operand(self, captured: Any) -> Any:
         if isinstance(captured, tuple):

@@ -49,6 +49,12 @@ def _same_type(result: fx.Node, original: fx.Node, which: str) -> None:
         raise RewriteError(f"{which} gives strides {new.stride()}; the site gives {old.stride()}")
 
 
+def lie_apart(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two nodes of one value are known to have other strides."""
+    one, other = tensor_of(a), tensor_of(b)
+    return one is not None and other is not None and not _same_strides(one, other)
+
+
 def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether the strides that matter are equal: those of dimensions that may have more than one element."""
     if any(same_size(size, 0) for size in b.shape):

@@ -77,7 +77,7 @@ def test_every_one_traces(what: str) -> None:
         (experts("a", "b"), (W, V)),
         (pad(transpose(stack("a", "b")), 32), (W, V)),
     ],
-    ids=str,
+    ids=lambda one: str(one) if isinstance(one, Transform) else "",
 )
 def test_inverses_give_the_sources_back(transform: Transform, sources: tuple[Tensor, ...]) -> None:
     back = transform.inverse(transform(*sources), [source.shape for source in sources])
