@@ -86,7 +86,7 @@ def section(example: Example) -> str:
     """The example as Markdown."""
     model = example.model()
     tokens = torch.arange(7)[None]
-    options = {"patterns": [PATTERN], "kernels": {PATTERN: "plain"}, "on_miss": "silent"}
+    options = {"patterns": [PATTERN], "kernels": {PATTERN: "plain"}, "on_miss": "silent", "reuse": "off"}
     with torch.no_grad():
         report = fxfuse.explain(model, (tokens,), {"use_cache": False}, options=options)
         parts = [f"## {example.title}\n\n{example.says}\n\n{_block(str(report))}"]

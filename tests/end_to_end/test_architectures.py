@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -192,7 +193,7 @@ def test_gemma2s_other_pair_is_in_no_site() -> None:
     assert report.rewritten[PATTERN] == LAYERS
     norms = {module.rsplit(".", 1)[-1] for site in report.sites for module in site.modules}
     assert norms == {"pre_feedforward_layernorm", "mlp"}
-    assert "post_attention_layernorm" not in report.to_json()
+    assert "post_attention_layernorm" not in json.dumps(json.loads(report.to_json())["sites"])
 
 
 @torch.no_grad()
