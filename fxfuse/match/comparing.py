@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from fxfuse.authoring.captures import is_optional, is_param, is_scalar
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, OpTerm, Term, TermGraph, terms_in
 from fxfuse.match.feasible import SWAPPED, equal_literal, is_a_scalar, not_a_parameter
-from fxfuse.match.reasons import STRUCTURE, Failure, one_of_words, words
+from fxfuse.match.reasons import STRUCTURE, Failure, in_words, one_of_words, words
 from fxfuse.view import Value, View
 from fxfuse.view.ops import SPECS
 
@@ -211,7 +211,8 @@ class Comparison:
                 elif not isinstance(item, DtypeTerm) and not equal_literal(item, operand):
                     found = given if given is not None else _default(term, name)
                     shown = words(found) if isinstance(found, Value) else repr(found)
-                    wrong.append(Hole("LITERAL", term, value, f"{term.op} {name}={wanted}", f"{name}={shown}"))
+                    expected = f"{term.op} {name}={in_words(wanted)}"
+                    wrong.append(Hole("LITERAL", term, value, expected, f"{name}={shown}"))
                     break
         for name in value.args:
             if name not in term.args:

@@ -127,6 +127,11 @@ def place_of(term: Term | None) -> str:
     return term.op if isinstance(term, OpTerm) else str(getattr(term, "name", ""))
 
 
+def in_words(wanted: Any) -> str:
+    """A term, a literal or a tuple of these, as a reader knows it."""
+    return f"({', '.join(map(in_words, wanted))})" if isinstance(wanted, tuple) else str(wanted)
+
+
 def words(operand: Any) -> str:
     """A value of the graph as a reader knows it: a parameter by its path, a result by its op and node."""
     if isinstance(operand, Value):

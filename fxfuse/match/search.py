@@ -20,7 +20,7 @@ from fxfuse.authoring.sizes import evaluate, solve
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, DtypeTerm, ManyTerm, OpTerm, Term, TermGraph
 from fxfuse.match.feasible import SWAPPED, Feasible, equal_literal, is_a_scalar, not_a_parameter
 from fxfuse.match.matching import Match
-from fxfuse.match.reasons import OF_GATES, Failure
+from fxfuse.match.reasons import OF_GATES, Failure, in_words
 from fxfuse.safeguards import safeguard
 from fxfuse.view import Value, View
 from fxfuse.view.ops import SPECS
@@ -320,7 +320,7 @@ class Search:
                 break
             elif not LITERALS(equal_literal(wanted, given) and self._promotes_alike(wanted, given, operand)):
                 found = given if given is not None else SPECS[term.op].defaults.get(name)
-                self.fail("LITERAL", term, operand, f"{term.op} {name}={wanted}", f"{name}={_literal(found)}")
+                self.fail("LITERAL", term, operand, f"{term.op} {name}={in_words(wanted)}", f"{name}={_literal(found)}")
                 break
         else:
             yield
