@@ -324,6 +324,7 @@ def _captured_like(capture: Any, value: Any) -> Callable[[Any], bool] | None:
 def _operation_like(term: OpTerm, value: Value) -> Callable[[Any], bool]:
     op, dtype, names, virtual = value.op, value.dtype, tuple(value.args), value.owner is not None
     literals = []
+    lengths = []  # of tuples of terms, whose items are steps of their own
     for name, wanted in term.args.items():
         given = value.args.get(name)
         if isinstance(wanted, Term) or name not in value.args:
@@ -331,6 +332,7 @@ def _operation_like(term: OpTerm, value: Value) -> Callable[[Any], bool]:
         if isinstance(wanted, tuple) and any(isinstance(item, Term) for item in wanted):
             if not all(isinstance(item, Term) for item in wanted):
                 raise Ambiguous
+            lengths.append((name, len(wanted)))
         elif not _is_plain(given):
             raise Ambiguous
         else:
@@ -341,6 +343,8 @@ def _operation_like(term: OpTerm, value: Value) -> Callable[[Any], bool]:
             return False
         args = other.args
         if tuple(args) != names or (other.owner is not None) is not virtual:
+            return False
+        if any(type(args[name]) is not tuple or len(args[name]) != length for name, length in lengths):
             return False
         return all(_alike(args[name], literal) for name, literal in literals)
 

@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxfuse import library
+import fxfuse
+from fxfuse import Dim, Input, library
 from fxfuse.match import find_sites, finding
 from fxfuse.match.again import Again
 from fxfuse.view import View
 from tests.support import capture
 
 HIDDEN, INNER = 8, 12
+D = Dim("again_hidden")
 PATTERNS = ("rms_norm", "add_rms_norm", "gated_mlp", "rms_norm_gated_mlp", "rms_norm_qkv")
 
 Edit = Callable[["Layer"], None]
@@ -158,3 +160,28 @@ def test_a_repeated_layer_costs_one_search(monkeypatch: pytest.MonkeyPatch) -> N
         searches.clear()
         assert find_sites(View(gm.graph, examples), library.lookup(name, "test"))
         assert len(searches) <= most, name
+
+
+@fxfuse.pattern("again_joined")
+def joined(x: Any = Input(..., D), y: Any = Input(..., D)) -> Any:
+    return torch.cat((torch.sigmoid(x), y), -1).square()
+
+
+class Joins(nn.Module):
+    """The middle one joins as many tensors as it is told, of which the first two are those of the others."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.counts = (2, count, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for n in self.counts:
+            x = torch.cat([torch.sigmoid(x), x, x][:n], -1).square()[..., :HIDDEN]
+        return x
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_as_many_items_as_before(count: int) -> None:
+    gm, examples = capture(Joins(count), torch.randn(3, HIDDEN))
+    found = [site for site in find_sites(View(gm.graph, examples), joined) if site.match is not None]
+    assert len(found) == 3 if count == 2 else len(found) == 2
