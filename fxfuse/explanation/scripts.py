@@ -81,4 +81,4 @@ def _compiles_with_fxfuse(ran: Ran) -> Iterator[None]:
     try:
         yield
     finally:
-        setattr(torch, "compile", original)  # noqa: B010
+        setattr(torch, "compile", original)  # noqa: B010  # as above

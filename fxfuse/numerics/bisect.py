@@ -271,7 +271,7 @@ class _Comparison:
         differentiable = [t for t in results if t.requires_grad and t.is_floating_point()]
         if differentiable and isinstance(self.model, nn.Module):
             self.model.zero_grad(set_to_none=True)
-            sum(t.float().square().mean() for t in differentiable).backward()  # type: ignore[union-attr]
+            sum(t.float().square().mean() for t in differentiable).backward()  # type: ignore[union-attr]  # there is one at least
             for path, parameter in self.model.named_parameters():
                 if parameter.grad is not None:
                     found[f"the gradient of {path}"] = parameter.grad.detach().clone()

@@ -160,7 +160,7 @@ class View:
         while pending:
             at = pending.pop()
             self._found[at.op].append(at)
-            raws = at.args.values()
+            raws = at.args.values()  # few have tuples to look into
             for raw in operands_in(at.args) if tuple in map(type, raws) else raws:
                 kind = type(raw)
                 if kind is not fx.Node and kind is not Value:

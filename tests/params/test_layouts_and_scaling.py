@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "fold the outputs": (lambda: fold("w", "s")(W, R), r"needs a weight \(..., out, in\) and a scale \(in,\)"),
     "fold integers": (lambda: fold("w", "s")(W.int(), S), "needs float16, bfloat16, float32 or float64; found"),
     "fold float8": (lambda: fold("w", "s")(W.to(torch.float8_e4m3fn), S), "found torch.float8_e4m3fn"),
-    "fold by 1": (lambda: fold("w", "s", offset=1), "offset=1; valid are True and False"),  # type: ignore[arg-type]
+    "fold by 1": (lambda: fold("w", "s", offset=1), "offset=1; valid are True and False"),  # type: ignore[arg-type]  # is the case
     "pack bf16": (lambda: pack("w")(W.bfloat16()), r"needs a float32 weight \(out, in\) .* found torch.bfloat16"),
     "pack a cube": (lambda: pack("w")(CUBE), r"found torch.float32 \(2, 3, 4\)"),
 }  # fmt: skip
