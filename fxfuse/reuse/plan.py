@@ -49,7 +49,6 @@ class Plan:
     calls: tuple[tuple[Segment, int], ...] = ()
     kinds: tuple[Kind, ...] = ()
     reason: str = ""
-    saved_nodes: int = 0
     as_asked: bool = False
 
     @property
@@ -205,4 +204,4 @@ def _judged(
     if saved < LEAST_SAVED or saved < LEAST_SHARE * size:
         alike = f"equal stretches are {saved} of its {size} operations"
         raise LeftWhole(alike if saved else difference(ground.nodes, LEAST_REGION))
-    return Plan(ground, tuple((one, order[what]) for one, what in made), tuple(kinds), "", saved)
+    return Plan(ground, tuple((one, order[what]) for one, what in made), tuple(kinds))
