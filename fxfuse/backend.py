@@ -131,7 +131,7 @@ def inner_compiled(fused: Fused, example_inputs: Sequence[Any], options: Options
     if fused.derived:
         holders = [n for n in gm.graph.nodes if n.op == "placeholder"]
         examples += [n.meta["example_value"] for n in holders[len(examples) :]]
-    compiled, record = reuse.compile_graph(gm, examples, options, _compiler(options))
+    compiled, record = reuse.compile_graph(gm, examples, options, _compiler(options), fused.new_nodes)
     fused.report.reuse = (record,)
     return compiled
 

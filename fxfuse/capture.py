@@ -87,7 +87,7 @@ def capture(
             looked_at.setdefault(*place)
         try:
             fused = fuse(gm, examples, options, names=names, record=True)
-            fused.report.reuse = (reuse.foresee(fused.gm, examples, options),)
+            fused.report.reuse = (reuse.foresee(fused.gm, examples, options, fused.new_nodes),)
             reports.append(with_graph_number(fused.report, len(reports)))
             return saved.guarding(gm, runner(gm, fused))
         except Exception as error:  # Dynamo would wrap it; it is raised below as it is
@@ -125,7 +125,7 @@ def merge(reports: Sequence[Report], options: Options) -> Report:
         versions=reports[0].versions,
         seconds=seconds,
         notes=tuple(n for r in reports for n in r.notes),
-        patterns=totals([p for r in reports for p in r.patterns], [s for r in reports for s in r.sites]),
+        patterns=totals([p for r in reports for p in r.patterns], [kind for r in reports for kind in r.kinds]),
         captured=tuple(g for r in reports for g in r.captured),
         reuse=tuple(u for r in reports for u in r.reuse),
     )

@@ -14,7 +14,7 @@ from torch import fx
 
 from fxfuse.authoring.terms import CaptureTerm, Line, Term
 from fxfuse.match import Failure, Found
-from fxfuse.match.reasons import expected_words, found_words, place_of, words
+from fxfuse.match.reasons import expected_words, found_words, leaf_words, place_of, words
 from fxfuse.report import ReasonRecord, Site
 from fxfuse.report.later import Later
 from fxfuse.view import Value
@@ -25,49 +25,72 @@ FRAME = re.compile(r'File "([^"]+)", line (\d+)[^\n]*\n\s+([^\n]+)')
 _LONGEST_SIGNATURE = 64
 
 
-def site_record(found: Found, failure: Failure | None, modules: Sequence[str], outcome: str, **more: Any) -> Site:
-    """A site as plain data. ``more`` are fields of :class:`fxfuse.report.Site` that come from its rewrite."""
+class Noted(NamedTuple):
+    """What is kept of a site until somebody reads it: nothing here leads to a graph, a module or a tensor."""
+
+    pattern: str
+    outcome: str
+    variant: Mapping[str, str]
+    matched: int
+    total: int
+    root: str
+    nodes: tuple[str, ...]
+    steps: Sequence[tuple[str, ...]]
+    reason: _Reason | None
+    also: Sequence[_Reason]
+
+    def site(self, modules: Sequence[str], **more: Any) -> Site:
+        """The site as plain data. ``more`` are fields of :class:`fxfuse.report.Site` that come from its rewrite."""
+        detail = _record(self.reason, {}) if self.reason is not None else None
+        return Site(
+            pattern=self.pattern,
+            variant=dict(self.variant),
+            modules=tuple(modules),
+            outcome=self.outcome,
+            code=detail.code if detail is not None else "",
+            reason=detail.sentence if detail is not None else "",
+            matched_nodes=self.matched,
+            pattern_nodes=self.total,
+            root=self.root,
+            nodes=self.nodes,
+            steps=tuple(dict.fromkeys(step for steps in self.steps for step in steps)),
+            detail=detail,
+            also=Later(partial(_records, self.also)) if self.also else (),
+            **more,
+        )
+
+
+def noted(found: Found, failure: Failure | None, outcome: str, memo: Memo) -> Noted:
+    """The site in references to what is there anyway."""
     match = found.match
-    values = match.interior if match is not None else ()
-    memo: _Memo = {}
-    return Site(
-        pattern=found.pattern.name,
-        variant=dict(found.variant or {}),
-        modules=tuple(modules),
-        outcome=outcome,
-        code=failure.code if failure is not None else "",
-        reason=failure.sentence() if failure is not None else "",
-        matched_nodes=found.matched,
-        pattern_nodes=found.total,
-        root=match.root.node.name if match is not None else found.seed.node.name,
-        nodes=tuple(n.name for n in found.nodes),
-        steps=tuple(dict.fromkeys(step for v in values for step in v.steps)),
-        detail=_record(_taken(failure, memo), {}) if failure is not None else None,
-        also=Later(partial(_records, [_taken(f, memo) for f in failure.also])) if failure and failure.also else (),
-        **more,
+    return Noted(
+        found.pattern.name,
+        outcome,
+        found.variant or {},
+        found.matched,
+        found.total,
+        (match.root if match is not None else found.seed).node.name,
+        tuple([n.name for n in found.nodes]),
+        [v.steps for v in match.interior if v.steps] if match is not None else (),
+        _taken(failure, memo) if failure is not None else None,
+        [_taken(f, memo) for f in failure.also] if failure is not None else (),
     )
 
 
-class _Place(NamedTuple):
-    """Where a node is, in references to what is there anyway."""
-
-    name: str
-    path: str
-    trace: str
+def site_record(found: Found, failure: Failure | None, modules: Sequence[str], outcome: str) -> Site:
+    """A site as plain data, at once."""
+    return noted(found, failure, outcome, {}).site(modules)
 
 
-class _Reason(NamedTuple):
-    """A failure without what keeps its graph alive, with words in place of values."""
+_Word = Any
+"""A word of a sentence, or the term or input of the graph that it is made of when somebody reads it."""
 
-    code: str
-    expected: str
-    found: str | None
-    term: Term | None
-    between: bool
-    type: Any
-    node: _Place | None
-    reader: _Place | None
-    tried: tuple[tuple[tuple[str, str, int, bool], _Reason], ...]
+_Place = tuple[str, str, str, Any, _Word]
+"""Where a value is, in references to what is there anyway: node, module, innermost frame, type, and its word."""
+
+_Reason = tuple[str, _Word, _Word, "Term | None", bool, "_Place | None", "_Place | None", Sequence[Any]]
+"""A failure without what keeps its graph alive: code, expected, found, term, between, where, reader, and of each attempt
+its choice, label, matched, settled and reason. Plain tuples, since there are many for each that is read."""
 
 
 def reason_record(failure: Failure) -> ReasonRecord:
@@ -75,68 +98,90 @@ def reason_record(failure: Failure) -> ReasonRecord:
     return _record(_taken(failure, {}), {})
 
 
-_Memo = dict[Any, Any]
-"""What the attempts at one site have in common: they stopped at a few nodes."""
+Memo = dict[int, _Place]
+"""Where values and nodes are, by their id: many reasons are about a few. The graph outlives the memo."""
 
 
-def _taken(failure: Failure, memo: _Memo) -> _Reason:
-    found, operand = failure.found, failure.operand
-    form = memo.get(id(operand), memo)
-    if form is memo:
-        form = memo[id(operand)] = form_of(_tensor(operand))
-    return _Reason(
+def _taken(failure: Failure, memo: Memo) -> _Reason:
+    operand, expected, found, reader, tried = (
+        failure.operand, failure.expected, failure.found, failure.reader, failure.tried,
+    )  # fmt: skip
+    place = memo.get(id(operand)) or _placed(operand, memo)
+    if found is operand and place is not None:
+        found = place[4]
+    elif type(found) is not str and found is not None:
+        found = _word(found)
+    return (
         failure.code,
-        words(failure.expected),
-        words(found) if found is not None else None,
+        expected if type(expected) is str else _word(expected),
+        found,
         failure.term,
         failure.between,
-        form,
-        _place(failure.node, memo),
-        _place(failure.reader, memo),
-        tuple([((a.choice, a.label, a.matched, a.settled), _taken(a.reason, memo)) for a in failure.tried]),
+        place,
+        (memo.get(id(reader)) or _placed(reader, memo)) if reader is not None else None,
+        [(a.choice, a.label, a.matched, a.settled, _taken(a.reason, memo)) for a in tried] if tried else (),
     )
 
 
-def _place(node: fx.Node | None, memo: _Memo) -> _Place | None:
-    if node is None:
-        return None
-    if node not in memo:
-        name = "the graph's output" if node.op == "output" else node.name
-        memo[node] = _Place(name, raw_path(node), last_frame(node))
-    place: _Place = memo[node]
+def _placed(operand: object, memo: Memo) -> _Place | None:
+    node = operand.node if isinstance(operand, Value) else operand
+    if not isinstance(node, fx.Node):
+        return None  # not remembered: nothing keeps its id
+    name = "the graph's output" if node.op == "output" else node.name
+    place = name, raw_path(node), last_frame(node), form_of(_tensor(operand)), _word(operand)
+    memo[id(operand)] = place
     return place
 
 
+def _word(operand: object) -> _Word:
+    """What :func:`fxfuse.match.reasons.words` says, or what it is said of, where that takes time."""
+    if isinstance(operand, Value) and operand.leaf is not None:
+        return operand.leaf, operand.node.name
+    return operand if isinstance(operand, Term) else words(operand)
+
+
+def _spelled(word: _Word) -> Any:
+    if isinstance(word, tuple):
+        leaf, name = word
+        return leaf_words(leaf, name)
+    return word
+
+
 def _record(reason: _Reason, attempt: Mapping[str, Any]) -> ReasonRecord:
-    said = Failure(reason.code, reason.expected, reason.found, reason.term, between=reason.between)
-    node, reader = reason.node, reason.reader
-    line, text = _line_of(node.trace) if node is not None else ("", "")
-    reader_line, reader_text = _line_of(reader.trace) if reader is not None else ("", "")
-    author = _author_line(said.term)
+    code, expected, found, term, between, where, reader, tried = reason
+    said = Failure(code, words(_spelled(expected)), _spelled(found), term, between=between)
+    node, path, trace, form, _ = where if where is not None else _NOWHERE
+    line, text = _line_of(trace)
+    reader_node, reader_path, reader_trace, _, _ = reader if reader is not None else _NOWHERE
+    reader_line, reader_text = _line_of(reader_trace)
+    author = _author_line(term)
     return ReasonRecord(
-        code=said.code,
+        code=code,
         sentence=said.sentence(),
         expected=expected_words(said),
         found=found_words(said),
-        at=place_of(said.term),
+        at=place_of(term),
         pattern_line=short_path(author) if author is not None else "",
         pattern_text=author.text if author is not None else "",
-        graph_node=node.name if node is not None else "",
-        graph_type=type_words(reason.type),
+        graph_node=node,
+        graph_type=type_words(form),
         graph_line=line,
         graph_text=text,
-        graph_path=readable_path(node.path) if node is not None and node.path else "",
-        reader_node=reader.name if reader is not None else "",
+        graph_path=readable_path(path) if path else "",
+        reader_node=reader_node,
         reader_line=reader_line,
         reader_text=reader_text,
-        reader_path=readable_path(reader.path) if reader is not None and reader.path else "",
-        tried=Later(partial(_attempts, reason.tried)) if reason.tried else (),
+        reader_path=readable_path(reader_path) if reader_path else "",
+        tried=Later(partial(_attempts, tried)) if tried else (),
         **attempt,
     )
 
 
-def _attempts(reasons: Sequence[tuple[tuple[str, str, int, bool], _Reason]]) -> Iterable[ReasonRecord]:
-    for (choice, label, matched, settled), reason in reasons:
+_NOWHERE: _Place = ("", "", "", None, "")
+
+
+def _attempts(tried: Sequence[Any]) -> Iterable[ReasonRecord]:
+    for choice, label, matched, settled, reason in tried:
         yield _record(reason, {"alternative": f"{choice}={label}", "matched": matched, "settled": settled})
 
 
@@ -192,10 +237,14 @@ def _tensor(operand: object) -> Any:
 def form_of(example: Any) -> Any:
     """A tensor's dtype and shape, without what symbolic sizes keep alive; of several tensors, those of each."""
     if isinstance(example, torch.Tensor):
-        return example.dtype, tuple(s if type(s) is int else str(s) for s in example.shape)
+        shape = example.shape
+        return example.dtype, shape if _INT.issuperset(map(type, shape)) else tuple(map(str, shape))
     if isinstance(example, tuple | list):
         return [form_of(e) for e in example]
     return None
+
+
+_INT = frozenset((int,))
 
 
 def type_words(form: Any) -> str:

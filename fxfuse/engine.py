@@ -19,7 +19,6 @@ from torch import fx
 import fxfuse
 from fxfuse import fuel, paths, results
 from fxfuse.authoring import Pattern, Region
-from fxfuse.describe import site_record
 from fxfuse.errors import OptionError, first_line, warn_once
 from fxfuse.kernels import Kernel, Loss, SiteFacts, choose, facts_of, fastest, granted, named, reference, why_none
 from fxfuse.match import Failure, Found, Match, find_sites, select, sites_of
@@ -27,13 +26,13 @@ from fxfuse.options import Options
 from fxfuse.params import COPIES_ARE_WATCHED, Budget, Derived, NotShareable, Transform, copies, unwatchable
 from fxfuse.params.budget import bytes_of
 from fxfuse.params.share import find, require_shareable
-from fxfuse.recording import Recorder
-from fxfuse.report import Numbers, Report, Site
+from fxfuse.recording import Recorder, modules_of
+from fxfuse.report import Numbers, Report
 from fxfuse.report.later import Later
 from fxfuse.rewriting import Dialect, Editor, RewriteError
 from fxfuse.view import Leaf, Value, View
 from fxfuse.view.effects import body_of
-from fxfuse.view.leaves import LeafKind, classify, innermost_roots, stack_path
+from fxfuse.view.leaves import LeafKind, classify, stack_path
 
 _KEPT = {"DISABLED", "NO_KERNEL", "COST", "REQUIRES_GRAD", "REWRITE_ERROR", "VERIFY"}
 """Why a match may be left to the inner compiler on purpose."""
@@ -87,6 +86,11 @@ class Fused:
     changed: bool = False
     editors: tuple[Editor, ...] = ()
     rewritten: tuple[Rewritten, ...] = ()
+
+    @property
+    def new_nodes(self) -> frozenset[fx.Node]:
+        """What the rewrites put into the graph."""
+        return frozenset(node for one in self.rewritten for node in one.made)
 
     def commit(self) -> None:
         """Make the captured graph (and the bodies inside it) what the rewritten copy is, in place."""
@@ -177,23 +181,23 @@ class _Work:
         start = clock()
         every = [*plans, *(p for body in bodies for p in body.all_plans())]
         wanted = any(p.kernel for p in every)
-        sites: list[Site] = []
         gm = self.gm
         derived: tuple[Derived, ...] = ()
         if wanted:
             editor = self._editor(self.gm)
-            self._apply(plans, editor, sites)
-            new_bodies = {body.attribute: self._rewrite_body(body, sites) for body in bodies}
+            self._apply(plans, editor)
+            new_bodies = {body.attribute: self._rewrite_body(body) for body in bodies}
             gm = editor.finish(new_bodies)
             derived = tuple(editor.derived)
         else:
-            sites += [self._site(p, ()) for p in every]
+            for plan in every:
+                self._site(plan, ())
         self.report.seconds["rewrite"] = clock() - start
-        self.report.sites = tuple(sites)
-        if any(site.weights == "copy" for site in sites):
+        self.report.sites = self.recorder.sites()
+        if any(plan.kernel is not None and plan.placement == "copy" for plan in every):
             self.report.notes = (*self.report.notes, COPIES_ARE_WATCHED)
         self._take_down(bodies)
-        self.report.patterns = self.recorder.totals(self.report.sites)
+        self.report.patterns = self.recorder.totals()
         self.report.captured = self.recorder.records()
         return Fused(gm, self.report, derived, wanted, tuple(self.editors), tuple(self.rewritten))
 
@@ -303,13 +307,14 @@ class _Work:
             found.append(Body(str(operand.target), body, [self._plan(s, True) for s in sites], inner))
         return found
 
-    def _rewrite_body(self, body: Body, sites: list[Site]) -> fx.GraphModule:
+    def _rewrite_body(self, body: Body) -> fx.GraphModule:
         if not any(plan.kernel for plan in body.all_plans()):
-            sites += [self._site(plan, ()) for plan in body.all_plans()]
+            for plan in body.all_plans():
+                self._site(plan, ())
             return body.gm
         editor = self._editor(body.gm)
-        self._apply(body.plans, editor, sites)
-        return editor.finish({inner.attribute: self._rewrite_body(inner, sites) for inner in body.bodies})
+        self._apply(body.plans, editor)
+        return editor.finish({inner.attribute: self._rewrite_body(inner) for inner in body.bodies})
 
     def _plan(self, site: Found, in_body: bool) -> Plan:
         match, pattern = site.match, site.pattern
@@ -445,7 +450,7 @@ class _Work:
 
     # --- doing it ---------------------------------------------------------------------------------------------------
 
-    def _apply(self, plans: Sequence[Plan], editor: Editor, sites: list[Site]) -> None:
+    def _apply(self, plans: Sequence[Plan], editor: Editor) -> None:
         for plan in plans:
             by_path = isinstance(plan.found.pattern, Region)  # whose kernel no reference vouches for
             if plan.kernel is not None and (self.options.verify or by_path or is_foreign(plan.kernel)):
@@ -454,7 +459,7 @@ class _Work:
             if spent is not None:
                 plan.kernel, plan.failure = None, Failure("DISABLED", spent, operand=plan.found.seed)
             if plan.kernel is None:
-                sites.append(self._site(plan, ()))
+                self._site(plan, ())
                 continue
             assert plan.found.match is not None
             try:
@@ -467,10 +472,10 @@ class _Work:
                 code = error.code if isinstance(error, RewriteError) else "REWRITE_ERROR"
                 plan.failure = Failure(code, what, operand=plan.found.match.root)
                 plan.kernel = None
-                sites.append(self._site(plan, ()))
+                self._site(plan, ())
                 continue
-            self.rewritten.append(Rewritten(editor, plan.found.match, plan.kernel, plan.placement, len(sites), made))
-            sites.append(self._site(plan, made))
+            site = self._site(plan, made)
+            self.rewritten.append(Rewritten(editor, plan.found.match, plan.kernel, plan.placement, site, made))
 
     def _try(self, plan: Plan, editor: Editor) -> None:
         """Measure the site on random inputs, and leave it as it is where it cannot be trusted."""
@@ -484,42 +489,43 @@ class _Work:
         if verdict.problem is not None:
             plan.kernel, plan.failure = None, Failure("VERIFY", verdict.problem, operand=match.root)
 
-    def _site(self, plan: Plan, made: Sequence[fx.Node]) -> Site:
+    def _site(self, plan: Plan, made: Sequence[fx.Node]) -> int:
+        """Have the site taken down; its place among the report's."""
         found, failure = plan.found, plan.failure
         outcome = "rewritten"
         if failure is not None:
             outcome = "kept" if found.match is not None and failure.code in _KEPT else "missed"
         match = found.match
         shared = extra = 0
-        if plan.kernel is not None and match is not None:
+        if plan.kernel is not None and match is not None and plan.placement in {"share", "copy"}:
             for _, transform in plan.kernel.derive:
                 settled, sources = transform.settle(match.captures)
                 metas = [v.meta for v in sources if isinstance(v, Value)]
                 shared += sum(m.nbytes for m in metas) if plan.placement == "share" else 0
                 extra += bytes_of(settled, metas) if plan.placement == "copy" else 0
-        return site_record(
+        return self.recorder.site(
             found,
             failure,
-            self._modules(found),
             outcome,
-            kernel=plan.kernel.name if plan.kernel is not None else "",
+            self._positions(found),
+            plan.kernel,
+            plan.placement,
+            made,
             why_kernel=plan.why if plan.kernel is not None else "",
-            weights=plan.placement if plan.kernel is not None else "",
             extra_bytes=extra,
             shared_bytes=shared,
-            new_nodes=tuple(n.name for n in made),
-            **self.recorder.site(found, plan.kernel, plan.placement, made),
             notes=plan.notes,
             numbers=plan.numbers,
         )
 
     def _modules(self, found: Found) -> tuple[str, ...]:
-        """The modules whose forward made the site, by the paths that the site's own parameters have."""
-        stacks = innermost_roots([stack_path(n) for n in found.nodes])
-        captured = found.match.captured_values() if found.match is not None else ()
+        return modules_of(map(stack_path, found.nodes), self._positions(found), self._known)
+
+    def _positions(self, found: Found) -> list[int]:
+        """Those of the inputs of the graph that a match captures, and of which the caller knows the path."""
+        captured = found.match.captured_values() if found.match is not None and self._known else ()
         own = {v.leaf.position for v in captured if v.leaf is not None}
-        pairs = [pair for position, pair in self._known.items() if position in own] or list(self._known.values())
-        return tuple(paths.absolute(module, pairs) for module in stacks)
+        return [position for position in self._known if position in own]
 
     @cached_property
     def _known(self) -> dict[int, tuple[str, Sequence[str]]]:

@@ -47,5 +47,5 @@ def publish(report: Report, options: Options) -> None:
 
 def hinted(report: Report) -> str:
     """The one line of a compile, with how to learn more where something was left."""
-    left = any(site.outcome == "missed" for site in report.sites)
+    left = any(outcome == "missed" for _, outcome in report.kinds)
     return report.summary() + ("; why: print(fxfuse.reports()[-1])" if left else "")

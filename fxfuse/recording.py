@@ -20,12 +20,12 @@ from torch import fx
 from fxfuse import paths
 from fxfuse.authoring import Pattern, Region
 from fxfuse.authoring.terms import Line
-from fxfuse.describe import FRAME, form_of, last_frame, raw_path, short_path, type_words
+from fxfuse.describe import FRAME, Memo, form_of, last_frame, noted, raw_path, short_path, type_words
 from fxfuse.kernels import Kernel
-from fxfuse.match import Found, Match
+from fxfuse.match import Failure, Found, Match
 from fxfuse.program import Ref, code_of, plain, target_name
 from fxfuse.report import Site
-from fxfuse.report.later import Later
+from fxfuse.report.later import Later, Sites
 from fxfuse.report.parts import (
     CanonicalRecord,
     CaptureRecord,
@@ -37,7 +37,7 @@ from fxfuse.report.parts import (
 )
 from fxfuse.rewriting import Editor
 from fxfuse.view import Value, View
-from fxfuse.view.leaves import module_path, readable_path
+from fxfuse.view.leaves import innermost_roots, module_path, readable_path
 
 _LONGEST_LINE = 200
 _AROUND = 2
@@ -46,6 +46,7 @@ _SHOWN = 1
 """Of how many sites of one pattern and variant the nodes are kept, where nobody had asked for a report."""
 
 Absolute = Callable[[str], str]
+Known = Mapping[int, tuple[str, Sequence[str]]]
 
 
 class Raw(NamedTuple):
@@ -97,9 +98,12 @@ class Recorder:
         known: position of an input -> its path in the graph and its paths in the model, where the caller knows them.
     """
 
-    def __init__(self, whole: bool, known: Mapping[int, tuple[str, Sequence[str]]]) -> None:
+    def __init__(self, whole: bool, known: Known) -> None:
         self.whole = whole
-        self._patterns: list[tuple[Pattern, PatternRecord]] = []
+        self._known = known
+        self._memo: Memo = {}
+        self._sites: list[tuple[tuple[str, str], Callable[[], Site]]] = []
+        self._patterns: list[tuple[Pattern, int, int, int, float]] = []
         self._full = {position: full[0] for position, (_, full) in known.items()}
         self._absolute: Absolute = partial(paths.absolute, known=list(known.values()))
         self._graphs: dict[fx.Graph, Taken] = {}
@@ -114,35 +118,70 @@ class Recorder:
         tried = sum(len(view.find(op)) for op in ops)
         matched = sum(s.match is not None and s.reason is None for s in found)
         near = len(found) - matched
-        made = PatternRecord(pattern.name, short_path(pattern.line), tried, matched, near, 0, seconds * 1e3)
-        self._patterns.append((pattern, made))
+        self._patterns.append((pattern, tried, matched, near, seconds))
 
-    def site(self, found: Found, kernel: Kernel | None, placement: str, made: Sequence[fx.Node]) -> dict[str, Any]:
-        """The fields of :class:`fxfuse.report.Site` that are made when somebody reads them."""
+    def site(
+        self,
+        found: Found,
+        failure: Failure | None,
+        outcome: str,
+        positions: Sequence[int],
+        kernel: Kernel | None,
+        placement: str,
+        made: Sequence[fx.Node],
+        **more: Any,
+    ) -> int:
+        """Take a site down, and say its place among all.
+
+        Args:
+            positions: of the inputs that its captures are; their paths say whose they are.
+            more: fields of :class:`fxfuse.report.Site` that are known as they are.
+        """
         taken = self._graphs.get(found.seed.node.graph)
-        site: dict[str, Any] = {"pattern_line": short_path(found.pattern.line)}
-        if taken is not None:
-            site["body"] = taken.body
+        note = noted(found, failure, outcome, self._memo)
+        stacks = [next(reversed(s.values()))[0] if (s := n.meta.get("nn_module_stack")) else "" for n in found.nodes]
         match = found.match
-        if match is None:
-            return site
-        full = self._full
-        raws = [(name, v) for name, captured in match.captures.items() for v in _captured(captured, full)]
-        site["captures"] = Later(partial(_captures, raws))
-        canonical = [(v.op, v.node.name, [n.name for n in v.nodes], v.steps) for v in match.interior]
-        site["canonical"] = Later(partial(_canonical, canonical))
-        if made and taken is not None:
-            inside = [n.name for n in (*match.nodes, *match.seen_through)]
-            site["erased"] = Later(partial(_erased, inside, taken, match.root.node.name))
-        if kernel is not None and kernel.derive:
-            derived = []
-            for name, transform in kernel.derive:
+        captures: list[tuple[str, tuple[Any, ...]]] = []
+        canonical: list[tuple[str, str, list[str], tuple[str, ...]]] = []
+        derived = []
+        through: list[str] = []
+        device = None
+        if match is not None:
+            full = self._full
+            captures = [(name, v) for name, captured in match.captures.items() for v in _captured(captured, full)]
+            canonical = [(v.op, v.node.name, [n.name for n in v.nodes], v.steps) for v in match.interior]
+            through = [n.name for n in match.seen_through]
+            device = match.root.device
+            for name, transform in kernel.derive if kernel is not None else ():
                 settled, sources = transform.settle(match.captures)
                 derived.append((name, settled, [v for s in sources for v in _captured(s, full)], placement))
-            site["derived"] = Later(partial(_derived, derived))
-        if match.root.device is not None:
-            site["device"] = str(match.root.device)
-        return site
+        new = tuple([n.name for n in made])
+        chosen = kernel.name if kernel is not None else ""
+        known = self._known
+        line = found.pattern.line
+
+        def read() -> Site:
+            return note.site(
+                modules_of(map(readable_path, stacks), positions, known),
+                pattern_line=short_path(line),
+                body=taken.body if taken is not None else "",
+                device=str(device) if device is not None else "",
+                new_nodes=new,
+                kernel=chosen,
+                weights=placement if chosen else "",
+                captures=Later(partial(_captures, captures)) if captures else (),
+                canonical=Later(partial(_canonical, canonical)) if canonical else (),
+                erased=Later(partial(_erased, (*note.nodes, *through), taken, note.root)) if new and taken else (),
+                derived=Later(partial(_derived, derived)) if derived else (),
+                **more,
+            )
+
+        self._sites.append(((found.pattern.name, outcome), read))
+        return len(self._sites) - 1
+
+    def sites(self) -> Sites:
+        """The sites, made when somebody reads them."""
+        return Sites(self._sites)
 
     def take(self, graph: fx.Graph, editor: Editor | None, matches: Iterable[tuple[Match, Sequence[fx.Node]]]) -> None:
         """Take a graph down, and what an editor that has finished made of it.
@@ -176,16 +215,28 @@ class Recorder:
         taken.before = [_raw(n, names) for n in _with_operands(inside)]
         taken.after = [_raw(n, names) for n in _with_operands(made)]
 
-    def totals(self, sites: Sequence[Site]) -> Sequence[PatternRecord]:
+    def totals(self) -> Sequence[PatternRecord]:
         """What was done for each pattern, made when somebody reads it; patterns outlive their compiles anyway."""
         patterns = self._patterns
-        return Later(lambda: totals([replace(made, source=source_of(p)) for p, made in patterns], sites))
+        kinds = [kind for kind, _ in self._sites]
+        return Later(lambda: totals([_pattern_record(*one) for one in patterns], kinds))
 
     def records(self) -> Sequence[GraphRecord]:
         """The graphs, made when somebody reads them."""
         taken = [t for t in self._graphs.values() if t.before]
         absolute = self._absolute
         return Later(lambda: [t.record(absolute) for t in taken])
+
+
+def modules_of(stacks: Iterable[str], positions: Iterable[int], known: Known) -> tuple[str, ...]:
+    """The modules whose forward made a site, by the paths that the site's own parameters have.
+
+    Args:
+        stacks: the innermost module of each of its nodes.
+        positions: the inputs of the graph that the site reads.
+    """
+    pairs = [known[position] for position in positions if position in known] or list(known.values())
+    return tuple(paths.absolute(module, pairs) for module in innermost_roots(list(stacks)))
 
 
 def _with_operands(nodes: Iterable[fx.Node]) -> dict[fx.Node, None]:
@@ -331,9 +382,14 @@ def source_of(pattern: Pattern) -> SourceRecord | None:
     return SourceRecord(short_path(Line(pattern.line.file, start)).rpartition(":")[0], start, kept)
 
 
-def totals(patterns: Iterable[PatternRecord], sites: Iterable[Site]) -> tuple[PatternRecord, ...]:
-    """One record for each pattern, over several graphs, with what was rewritten."""
-    rewritten = Counter(s.pattern for s in sites if s.outcome == "rewritten")
+def _pattern_record(pattern: Pattern, tried: int, matched: int, near: int, seconds: float) -> PatternRecord:
+    where = short_path(pattern.line)
+    return PatternRecord(pattern.name, where, tried, matched, near, 0, seconds * 1e3, source_of(pattern))
+
+
+def totals(patterns: Iterable[PatternRecord], kinds: Iterable[tuple[str, str]]) -> tuple[PatternRecord, ...]:
+    """One record for each pattern, over several graphs, with what was rewritten; ``kinds``: pattern and outcome."""
+    rewritten = Counter(name for name, outcome in kinds if outcome == "rewritten")
     found: dict[str, PatternRecord] = {}
     for one in patterns:
         sum_ = found.get(one.name, replace(one, tried=0, matched=0, near=0, ms=0.0))

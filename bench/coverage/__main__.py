@@ -7,6 +7,7 @@
     python -m bench.coverage page                   # docs/coverage.md and the JSON, from what is there
     python -m bench.coverage diff A.json B.json     # what changed between two versions of transformers
     python -m bench.coverage names                  # the architectures
+    python -m bench.coverage real                   # SmolLM2 and MiniLM as they are published, if they are here
 
 Each architecture is built from a tiny config, run in eager and in float64, captured once by Dynamo, and compiled with
 each pattern alone, with all patterns, and with fxfuse's defaults.
@@ -30,13 +31,17 @@ def main(argv: list[str] | None = None) -> int:
         from bench.coverage.difference import main as diff
 
         return diff(argv[1:])
+    if argv[:1] == ["real"]:
+        from bench.coverage.real import main as real
+
+        return real(argv[1:])
     parser = argparse.ArgumentParser(
         prog="python -m bench.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="architectures, such as llama or t5:seq2seq; or `page`, `names`")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
     parser.add_argument("--dtypes", default="fp32,bf16")
-    parser.add_argument("--modes", default="forward,backward")
+    parser.add_argument("--modes", default="forward,backward,outliers")
     parser.add_argument("--patterns", default="", help="comma-separated (default: every pattern of the library)")
     parser.add_argument("--seconds", type=float, default=240.0, help="limit for one architecture (default 240)")
     parser.add_argument("--memory", type=float, default=12.0, help="GiB for one architecture (default 12)")

@@ -1,4 +1,4 @@
-"""Which models are covered: the language models that transformers' auto mappings name."""
+"""Which models are covered: the language models that transformers' auto mappings name, and some that none names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Architecture:
     Attributes:
         model_type: transformers' name of the config, such as ``qwen3``.
         class_name: the model's class.
-        kind: ``causal``, ``seq2seq`` or ``masked``: what the mapping is of.
+        kind: ``causal``, ``seq2seq`` or ``masked``: what the mapping is of; or a key of `ENCODERS`.
     """
 
     model_type: str
@@ -33,23 +33,36 @@ class Architecture:
         return self.model_type if self.kind == "causal" else f"{self.model_type}:{self.kind}"
 
 
+UNMAPPED = {"csm_depth_decoder_model": "CsmDepthDecoderForCausalLM", "mistral4": "Mistral4ForCausalLM"}
+"""Causal language models that are built as parts of others, and that the mapping leaves out."""
+
+ENCODERS = {
+    "image": {"beit": "BeitModel", "clip_vision_model": "CLIPVisionModel", "deit": "DeiTModel",
+              "dinov2": "Dinov2Model", "ijepa": "IJepaModel", "siglip_vision_model": "SiglipVisionModel",
+              "vit": "ViTModel"},
+    "speech": {"whisper": "WhisperForConditionalGeneration"},
+    "text": {"clip_text_model": "CLIPTextModel", "siglip_text_model": "SiglipTextModel"},
+}  # fmt: skip
+"""Of what is not made of text, or makes none: those that are spelled as language models are."""
+
+
 def causal() -> list[Architecture]:
     """Every class of the causal-LM mapping; a class that several entries share is there once for each."""
-    return _of(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "causal")
+    return _of(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "causal") + _of(UNMAPPED, "causal")
 
 
 def others() -> list[Architecture]:
-    """Encoder-decoders and encoders whose family has no causal LM."""
-    families = {a.family for a in causal()}
+    """Encoder-decoders of text, encoders of text with a head for masked words, and the other encoders."""
     found = []
+    classes: set[str] = set()
     for mapping, kind in (
         (auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "seq2seq"),
         (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "masked"),
     ):
-        mine = [a for a in _of(mapping, kind) if a.family not in families and _is_of_text(a)]
-        families |= {a.family for a in mine}
+        mine = [a for a in _of(mapping, kind) if a.class_name not in classes and _is_of_text(a)]
+        classes |= {a.class_name for a in mine}
         found += mine
-    return found
+    return found + [a for kind, rows in ENCODERS.items() for a in _of(rows, kind)]
 
 
 def everything() -> list[Architecture]:

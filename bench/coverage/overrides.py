@@ -13,6 +13,8 @@ _HYBRID: dict[str, Any] = {
 }
 _LATENT: dict[str, Any] = {"num_key_value_heads": 4}
 _BIG_VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+_DENSE_FIRST: dict[str, Any] = {"mlp_layer_types": ["dense", "sparse"]}
+_LLAMA4: dict[str, Any] = {"moe_layers": [1], "intermediate_size_mlp": 48}
 _SHARED_KV: dict[str, Any] = {
     "num_hidden_layers": 4, "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 99,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
@@ -55,14 +57,19 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": _HYBRID,
+    "inkling_text": _DENSE_FIRST,
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
     "kimi_linear": {**_LATENT, **_HYBRID, "linear_head_dim": 8, "linear_num_heads": 4},
     "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lfm2_moe": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lfm3": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "llama4": {"text_config": _LLAMA4},
+    "llama4_text": _LLAMA4,
     "longcat_flash": _LATENT,
     "mamba2": {"head_dim": 16},
+    "mellum": _DENSE_FIRST,
     "minicpm3": _LATENT,
+    "mistral4": _LATENT,
     "xmod": {"default_language": "en_XX"},
     "youtu": _LATENT,
     "mpt": {"attn_config": {"attn_pdrop": 0}},
@@ -78,6 +85,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8, "hash_seed": 1,
     },
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zaya": {"num_experts_per_tok": 1},
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
 }  # fmt: skip
 """Model type -> fields of its config; ``text_config`` and the like are dicts of their own."""

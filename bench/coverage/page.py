@@ -18,17 +18,17 @@ COUNTED = ("rms_norm", "add_rms_norm", "rms_norm_gated_mlp", "gated_mlp", "rms_n
 IN_TABLE = COUNTED[:8]
 
 
-def write(folder: Path, copy: Path | None = None, *, with_page: bool = True) -> Path:
-    """Write the summary and the page; the path of the summary. A run of a few models leaves the page as it is."""
+def write(folder: Path, copy: Path | None = None, *, with_page: bool = True) -> None:
+    """Write the summary to ``copy`` and, with the page, where it is kept; of a part of the models only to ``copy``."""
     summary = summarise(folder)
     text = json.dumps(summary, indent=1) + "\n"
     RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"transformers-{summary['transformers']}.json"
-    for target in filter(None, (file, copy)):
+    kept = RESULTS / f"transformers-{summary['transformers']}.json"
+    for target in filter(None, (copy, kept if with_page else None)):
         target.write_text(text, encoding="utf-8")
     if with_page:
         PAGE.write_text(page(summary), encoding="utf-8")
-    return file
+
 
 
 def page(summary: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ def _misses(arm: dict[str, Any], pattern: str) -> list[dict[str, Any]]:
 
 
 def _run(run: dict[str, Any]) -> dict[str, Any]:
-    small = {k: run[k] for k in ("status", "error", "graphs", "stock", "compared with eager only") if k in run}
+    small = {k: run[k] for k in ("status", "error", "seeds", "graphs", "stock", "compared with eager only") if k in run}
     if "arms" in run:
         small["worst"] = max((a.get("part", 0.0) for a in run["arms"].values()), default=0.0)
         bad = {name: a["status"] for name, a in run["arms"].items() if a["status"] != "ok"}

@@ -58,6 +58,15 @@ SIZES: dict[str, Any] = {
 """What is set in every config, and in the configs inside it, that has a field of the name."""
 
 
+OF_KIND: dict[str, dict[str, Any]] = {
+    "masked": {"is_decoder": False},
+    "seq2seq": {"is_decoder": False},
+    "image": {"is_decoder": False, "image_size": 16, "patch_size": 8, "num_channels": 3},
+    "speech": {"is_decoder": False, "num_mel_bins": 8, "max_source_positions": 8, "max_target_positions": 64},
+}
+"""What is set besides by the kind of the architecture."""
+
+
 def config_of(model_type: str, **changes: Any) -> Any:
     """The tiny config of an architecture; ``changes`` win over everything here."""
     return _tiny(CONFIG_MAPPING[model_type], {**OVERRIDES.get(model_type, {}), **changes})
@@ -93,12 +102,27 @@ def _fields(config_class: Any) -> set[str]:
 
 def model_of(architecture: Architecture, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A random model with a language-modelling head, in eval mode, the same on each call."""
-    config = config_of(architecture.model_type, **changes)
+    fields = _fields(CONFIG_MAPPING[architecture.model_type])
+    of_kind = {name: value for name, value in OF_KIND.get(architecture.kind, {}).items() if name in fields}
+    config = config_of(architecture.model_type, **{**of_kind, **changes})
     model_class = getattr(transformers, architecture.class_name)
-    if not isinstance(config, model_class.config_class):  # the mapping names the config that this one is part of
-        config = next(c for c in vars(config).values() if isinstance(c, model_class.config_class))
+    if not isinstance(config, model_class.config_class):  # the mapping may name a config that has the model's in it
+        config = next((c for c in vars(config).values() if isinstance(c, model_class.config_class)), config)
     torch.manual_seed(0)
     return model_class._from_config(config, dtype=dtype).eval()
+
+
+LARGE, TIMES = (5, 17), 100.0
+"""The channels that `enlarge` makes so many times as large."""
+
+
+@torch.no_grad()
+def enlarge(model: Any) -> None:
+    """Outliers as trained models have them: the same few channels in embeddings, norms and linears' inputs."""
+    for parameter in {id(p): p for p in model.parameters()}.values():
+        for channel in LARGE:
+            if parameter.dim() in (1, 2, 3) and parameter.shape[-1] > channel:
+                parameter[..., channel] *= TIMES
 
 
 def tokens(seed: int, shape: tuple[int, int] = (2, 7)) -> Tensor:
@@ -106,9 +130,17 @@ def tokens(seed: int, shape: tuple[int, int] = (2, 7)) -> Tensor:
     return torch.randint(8, VOCAB - 8, shape, generator=torch.Generator().manual_seed(seed))
 
 
+def _noise(seed: int, shape: tuple[int, ...], model: Any) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(model.dtype)
+
+
 def inputs_of(model: Any, architecture: Architecture, seed: int = 0, train: bool = False) -> dict[str, Any]:
     """The keywords of one call."""
     accepted = inspect.signature(model.forward).parameters
+    if architecture.kind == "image":
+        return {"pixel_values": _noise(seed, (2, 3, 16, 16), model)}
+    if architecture.kind == "speech":
+        return {"input_features": _noise(seed, (2, 8, 16), model), "decoder_input_ids": tokens(seed), "use_cache": False}
     books = getattr(model.config, "num_codebooks", 1) if architecture.kind == "causal" else 1
     ids = tokens(seed, (2 * books, 7))
     given: dict[str, Any] = {"input_ids": ids}

@@ -17,7 +17,9 @@ from fxfuse.library import names as pattern_names
 from fxfuse.numerics.contract import worst
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SEEDS = 3
+SEEDS = 5
+MODES = ("forward", "backward", "outliers")
+"""``outliers`` is forward with a few channels a hundred times as large as the others."""
 
 Result = dict[str, Tensor]
 
@@ -26,7 +28,7 @@ def examine(
     architecture: Architecture,
     *,
     dtypes: Sequence[str] = tuple(DTYPES),
-    modes: Sequence[str] = ("forward", "backward"),
+    modes: Sequence[str] = MODES,
     patterns: Sequence[str] | None = None,
     together: Sequence[str] = (arms.ALL, arms.DEFAULT),
     seeds: int = SEEDS,
@@ -49,7 +51,7 @@ def examine(
     for dtype in dtypes:
         for mode in modes:
             try:
-                run = _run(architecture, DTYPES[dtype], mode == "backward", options, seeds, changes)
+                run = _run(architecture, DTYPES[dtype], mode, options, seeds, changes)
             except Stage as stage:
                 run = {"status": stage.status, "error": stage.error}
             record["runs"][f"{dtype} {mode}"] = run
@@ -81,14 +83,17 @@ class Stage(Exception):
 def _run(
     architecture: Architecture,
     dtype: torch.dtype,
-    train: bool,
+    mode: str,
     options: Mapping[str, Any],
     seeds: int,
     changes: dict[str, Any],
 ) -> dict[str, Any]:
     torch._dynamo.reset()
+    train = mode == "backward"
     try:
         model = tiny.model_of(architecture, dtype, **changes).train(train)
+        if mode == "outliers":
+            tiny.enlarge(model)
     except Exception as error:
         raise Stage("no config", error) from error
 
@@ -128,7 +133,7 @@ def run_model(
         raise Stage("stock torch.compile fails", error) from error
 
     run: dict[str, Any] = {
-        "status": "ok", "graphs": backend.graphs, "nodes": backend.nodes, "present": present, "arms": {},
+        "status": "ok", "seeds": seeds, "graphs": backend.graphs, "nodes": backend.nodes, "present": present, "arms": {},
         "stock": _part(stock, eager, exact),
     }  # fmt: skip
     if why_not_exact:

@@ -9,7 +9,7 @@ from torch import fx
 
 from fxfuse.authoring.terms import CaptureTerm, ChoiceTerm, OpTerm, Term
 from fxfuse.errors import listed
-from fxfuse.view import Value
+from fxfuse.view import Leaf, Value
 
 CODES: dict[str, str] = {
     "OP": "another operation stands where the pattern has one",
@@ -132,10 +132,15 @@ def in_words(wanted: Any) -> str:
     return f"({', '.join(map(in_words, wanted))})" if isinstance(wanted, tuple) else str(wanted)
 
 
+def leaf_words(leaf: Leaf, name: str) -> str:
+    """An input of the graph, which is the node ``name``, as a reader knows it."""
+    return f"{leaf.kind.value} {leaf.path or name}"
+
+
 def words(operand: Any) -> str:
     """A value of the graph as a reader knows it: a parameter by its path, a result by its op and node."""
     if isinstance(operand, Value):
         if operand.leaf is not None:
-            return f"{operand.leaf.kind.value} {operand.leaf.path or operand.node.name}"
+            return leaf_words(operand.leaf, operand.node.name)
         return f"{operand.op} ({operand.node.name})"
     return str(operand)

@@ -1,9 +1,12 @@
-"""`Later`: a sequence that is made when somebody reads it, so that a report nobody reads costs next to nothing."""
+"""What is made when somebody reads it, so that a report nobody reads costs next to nothing: `Later` and `Sites`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+if TYPE_CHECKING:
+    from fxfuse.report.record import Site
 
 T = TypeVar("T")
 
@@ -51,3 +54,40 @@ class Later(Sequence[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return tuple, (self._all(),)
+
+
+class Sites(Later["Site"]):
+    """A report's sites, each with its pattern and outcome, which are known before any of them is made.
+
+    The makers hold plain data only, as those of every :class:`Later`.
+    """
+
+    __slots__ = ("kinds",)
+
+    def __init__(self, rows: Sequence[tuple[tuple[str, str], Callable[[], Site]]]) -> None:
+        self.kinds = [kind for kind, _ in rows]
+        super().__init__(lambda: [make() for _, make in rows])
+
+
+class SitesField:
+    """The field ``sites`` of a report: given as a sequence or as :class:`Sites`, read as a tuple."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, report: Any, owner: type | None = None) -> tuple[Site, ...]:
+        if report is None:
+            return ()  # the field's default
+        held = report.__dict__[self._name]
+        if not isinstance(held, tuple):
+            held = report.__dict__[self._name] = tuple(held)
+        made: tuple[Site, ...] = held
+        return made
+
+    def __set__(self, report: Any, sites: Sequence[Site]) -> None:
+        report.__dict__[self._name] = sites if isinstance(sites, Sites) else tuple(sites)
+
+    def kinds(self, report: Any) -> list[tuple[str, str]]:
+        """Pattern and outcome of each site."""
+        held = report.__dict__[self._name]
+        return held.kinds if isinstance(held, Sites) else [(s.pattern, s.outcome) for s in held]

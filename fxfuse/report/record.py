@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from fxfuse.report import packing, regions
-from fxfuse.report.later import Later
+from fxfuse.report.later import Later, SitesField
 from fxfuse.report.parts import CanonicalRecord, CaptureRecord, DerivedRecord, GraphRecord, PatternRecord
 from fxfuse.report.regions import ReuseRecord
 
@@ -148,6 +148,9 @@ class Site:
     canonical: Sequence[CanonicalRecord] = ()
 
 
+_SITES = SitesField()
+
+
 @dataclass
 class Report:
     """What fxfuse did with one compile, or what :func:`fxfuse.explain` found one call would compile.
@@ -157,7 +160,7 @@ class Report:
     became of them; ``patterns`` says what the search for each pattern did.
     """
 
-    sites: tuple[Site, ...] = ()
+    sites: SitesField = _SITES
     graphs: int = 1
     nodes: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -170,15 +173,20 @@ class Report:
     captured: Sequence[GraphRecord] = ()
     reuse: Sequence[ReuseRecord] = ()
 
+    @property
+    def kinds(self) -> list[tuple[str, str]]:
+        """Pattern and outcome of each site; asking for them makes no site."""
+        return _SITES.kinds(self)
+
     @cached_property
     def matched(self) -> Counter[str]:
         """Pattern name -> sites that matched, rewritten or kept."""
-        return Counter(s.pattern for s in self.sites if s.outcome in {"matched", "rewritten", "kept"})
+        return Counter(name for name, outcome in self.kinds if outcome in {"matched", "rewritten", "kept"})
 
     @cached_property
     def rewritten(self) -> Counter[str]:
         """Pattern name -> sites that were rewritten."""
-        return Counter(s.pattern for s in self.sites if s.outcome == "rewritten")
+        return Counter(name for name, outcome in self.kinds if outcome == "rewritten")
 
     @cached_property
     def verified(self) -> Counter[str]:
@@ -198,7 +206,7 @@ class Report:
 
     def summary(self) -> str:
         """One line: what was rewritten, kept and missed."""
-        kinds = Counter(s.outcome for s in self.sites)
+        kinds = Counter(outcome for _, outcome in self.kinds)
         counts = self.matched if self.only_matched else self.rewritten
         fused = ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "nothing"
         rest = [f"{kinds[k]} {k}" for k in ("kept", "missed") if kinds[k]]

@@ -18,6 +18,7 @@ class RegionRecord:
         begins, ends: its first and last operation, with the model's own line.
         reads, gives: how many values it takes and hands on.
         seconds: what compiling it took; None where nothing was compiled.
+        as_written: why it is run operation by operation and not compiled; empty where it is compiled.
     """
 
     copies: int
@@ -28,6 +29,7 @@ class RegionRecord:
     reads: int
     gives: int
     seconds: float | None = None
+    as_written: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def render(records: Sequence[ReuseRecord]) -> list[str]:
         lines.append(f"reuse{where}: {kinds} region{'s' * (kinds != 1)} compiled once, called {copies} times; {time}")
         for region in record.regions:
             taken = "" if region.seconds is None else f", {region.seconds:.1f} s"
+            taken = f", run as written ({region.as_written})" if region.as_written else taken
             lines.append(f"  x{region.copies} {region.nodes} operations{taken}: {_through(region.modules)}")
             lines.append(f"     from {region.begins}")
             lines.append(f"     to   {region.ends}")

@@ -43,10 +43,10 @@ def costs(nodes: Sequence[fx.Node], last_use: Mapping[fx.Node, int], since: int)
         depth[node] = max((depth[n] + is_opaque(n) for n in node.all_input_nodes if n in depth), default=0)
     lost, crossing = [0.0] * (len(nodes) + 2), [0.0] * (len(nodes) + 2)
     for node in nodes[since:]:
-        size = _bytes(node.meta.get("example_value"))
+        size = bytes_of(node.meta.get("example_value"))
         _span(crossing, place[node], last_use[node], size)
         for reader in node.users:
-            if reader not in place or is_opaque(reader):
+            if reader not in place or is_opaque(reader) or _asks_size(reader):
                 continue
             share = _AFTER_OPAQUE if is_opaque(node) else float(depth[node] == depth[reader])
             _span(lost, place[node], place[reader], share * size)
@@ -68,7 +68,13 @@ def is_opaque(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in {"aten", "prims"}
 
 
-def _bytes(value: object) -> float:
+def _asks_size(node: fx.Node) -> bool:
+    """``x.size(1)`` reads none of the numbers."""
+    return isinstance(node.meta.get("example_value"), torch.SymInt | torch.Size | int)
+
+
+def bytes_of(value: object) -> float:
+    """The bytes of a tensor, of a symbolic size its hint; none for anything else."""
     if not isinstance(value, torch.Tensor):
         return 0.0
     count = 1

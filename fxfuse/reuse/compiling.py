@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -17,16 +17,25 @@ from fxfuse.report.regions import RegionRecord, ReuseRecord
 from fxfuse.reuse.hazards import LeftWhole
 from fxfuse.reuse.plan import Kind, Plan, plan
 from fxfuse.reuse.running import Compiled, Compiler, compile_divided
+from fxfuse.reuse.written import with_written
 from fxfuse.view.leaves import stack_path
 
 
 def compile_graph(
-    gm: fx.GraphModule, examples: Sequence[Any], options: Options, compiler: Compiler
+    gm: fx.GraphModule,
+    examples: Sequence[Any],
+    options: Options,
+    compiler: Compiler,
+    sites: Collection[fx.Node] = frozenset(),
 ) -> tuple[Compiled, ReuseRecord]:
-    """The compiled graph: its repeated regions once each, or the graph as one, and which of the two."""
+    """The compiled graph: its repeated regions once each, or the graph as one, and which of the two.
+
+    Args:
+        sites: the operations that rewrites put there; they are compiled in any case.
+    """
     start = perf_counter()
     try:
-        made = _plan(gm, examples, options)
+        made = _plan(gm, examples, options, sites)
         if made.divided:
             planned = perf_counter() - start
             divided = compile_divided(gm, made, compiler)
@@ -43,11 +52,13 @@ def compile_graph(
     return compiler(gm, list(examples)), record
 
 
-def foresee(gm: fx.GraphModule, examples: Sequence[Any], options: Options) -> ReuseRecord:
+def foresee(
+    gm: fx.GraphModule, examples: Sequence[Any], options: Options, sites: Collection[fx.Node] = frozenset()
+) -> ReuseRecord:
     """What :func:`compile_graph` would do, with nothing compiled and so nothing measured."""
     start = perf_counter()
     try:
-        made = _plan(gm, examples, options)
+        made = _plan(gm, examples, options, sites)
     except Exception as error:
         if options.on_error == "raise":
             raise
@@ -56,13 +67,16 @@ def foresee(gm: fx.GraphModule, examples: Sequence[Any], options: Options) -> Re
     return ReuseRecord(rows, made.reason, perf_counter() - start, made.as_asked)
 
 
-def _plan(gm: fx.GraphModule, examples: Sequence[Any], options: Options) -> Plan:
+def _plan(gm: fx.GraphModule, examples: Sequence[Any], options: Options, sites: Collection[fx.Node]) -> Plan:
     if options.reuse == "off":
         return Plan(None, reason="reuse='off'", as_asked=True)
     if options.inner == "eager":
         return Plan(None, reason="inner='eager' compiles nothing", as_asked=True)
     reason = _refused(gm, options)
-    return Plan(None, reason=reason) if reason else plan(gm, examples)
+    if reason:
+        return Plan(None, reason=reason)
+    made = plan(gm, examples)
+    return with_written(made, sites) if made.divided and options.inner == "inductor" else made
 
 
 def _refused(gm: fx.GraphModule, options: Options) -> str:
@@ -94,7 +108,8 @@ def _row(kind: Kind, seconds: float | None) -> RegionRecord:
     nodes = [node for node in kind.first.nodes if node.op != "get_attr"]
     modules = tuple(dict.fromkeys(path for node in nodes if (path := stack_path(node))))
     reads, gives = len(kind.first.reads), len(kind.gives)
-    return RegionRecord(kind.copies, len(nodes), modules, _place(nodes[0]), _place(nodes[-1]), reads, gives, seconds)
+    begins, ends = _place(nodes[0]), _place(nodes[-1])
+    return RegionRecord(kind.copies, len(nodes), modules, begins, ends, reads, gives, seconds, kind.as_written)
 
 
 def _place(node: fx.Node) -> str:

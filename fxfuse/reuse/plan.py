@@ -34,11 +34,15 @@ LEAST_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Kind:
-    """Stretches that one compiled graph serves: the first of them, what any of them must give, and how many."""
+    """Stretches that one compiled graph serves: the first of them, what any of them must give, and how many.
+
+    ``as_written``: why it is run operation by operation, and not compiled; empty where it is compiled.
+    """
 
     first: Segment
     gives: tuple[int, ...]
     copies: int
+    as_written: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ Pick = Callable[[Sequence[Any]], Sequence[Any]]
 
 @dataclass(frozen=True)
 class Divided:
-    """The calls of a graph, and what compiling each of its kinds took."""
+    """The calls of a graph, and what compiling each of its kinds took; None for those that run as written."""
 
     run: Compiled
-    seconds: tuple[float, ...]
+    seconds: tuple[float | None, ...]
 
 
 def compile_divided(gm: fx.GraphModule, plan: Plan, compiler: Compiler) -> Divided:
@@ -41,8 +41,13 @@ def compile_divided(gm: fx.GraphModule, plan: Plan, compiler: Compiler) -> Divid
     if mode is None:
         raise LeftWhole("its inputs are no fake tensors")
     promised = _promised(plan)  # before anything is compiled
-    compiled, seconds = [], []
+    compiled: list[Compiled] = []
+    seconds: list[float | None] = []
     for number, kind in enumerate(plan.kinds):
+        if kind.as_written:
+            compiled.append(_as_written(kind, plan, f"Stretch{number}"))
+            seconds.append(None)
+            continue
         start = time.perf_counter()
         compiled.append(_compile(kind, plan, mode, compiler, f"Region{number}"))
         seconds.append(time.perf_counter() - start)
@@ -56,6 +61,16 @@ def _compile(kind: Kind, plan: Plan, mode: Any, compiler: Compiler, name: str) -
     with compat.isolated_tracing(mode):
         examples = [_example(read.meta["example_value"], read in ground.grads, mode) for read in kind.first.reads]
         return compiler(module, examples)
+
+
+def _as_written(kind: Kind, plan: Plan, name: str) -> Compiled:
+    ground = plan.ground
+    assert ground is not None
+    module = outline(kind.first, kind.gives, ground.same, name)
+    for node in module.graph.nodes:
+        node.meta.clear()  # fake tensors, which lead to the model's parameters
+    run: Compiled = module.forward
+    return run
 
 
 def _example(value: Any, needs_grad: bool, mode: Any) -> Any:

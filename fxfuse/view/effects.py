@@ -217,7 +217,7 @@ def _only_computes(node: fx.Node) -> bool:
     op = node.op
     if op == "call_function":
         try:
-            pure = _is_pure(node.target)
+            pure = node.target in _pure_functions()
         except TypeError:  # an unhashable callable
             return False
         return pure and _FLAGS.isdisjoint(node.kwargs)
@@ -238,10 +238,13 @@ _WRITES_BY_NAME = {"embedding", "embedding_bag", "batch_norm", "instance_norm", 
 
 
 @functools.cache
-def _is_pure(target: Any) -> bool:
-    """Whether a function that the table knows writes nothing, unless one of ``_FLAGS`` is given by keyword."""
-    spec = FUNCTIONS.get(target)
-    if spec is None or target in _INPLACE_OPERATORS or "inplace" in spec.names:
+def _pure_functions() -> frozenset[Any]:
+    """The functions of the table that write nothing, unless one of ``_FLAGS`` is given by keyword."""
+    return frozenset(function for function, spec in FUNCTIONS.items() if _is_pure(function, spec))
+
+
+def _is_pure(target: Any, spec: OpSpec) -> bool:
+    if target in _INPLACE_OPERATORS or "inplace" in spec.names:
         return False
     if isinstance(target, torch._ops.OpOverload):
         return not target._schema.is_mutable

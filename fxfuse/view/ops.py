@@ -357,11 +357,12 @@ def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict
         return None
     bound: dict[str, Any] = {}
     for name, source, default in plan:
-        value = kwargs[source] if isinstance(source, str) else args[source]
-        if isinstance(value, list):
-            value = tuple(value)
-        if default is not REQUIRED and (value is None or (_same_kind(value, default) and value == default)):
-            continue
+        value = args[source] if type(source) is int else kwargs[source]
+        if type(value) is not fx.Node:  # which most are, and is no default
+            if isinstance(value, list):
+                value = tuple(value)
+            if default is not REQUIRED and (value is None or (_same_kind(value, default) and value == default)):
+                continue
         bound[name] = value
     return bound
 
@@ -398,8 +399,8 @@ def _gather(spec: OpSpec, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     rest = args[fixed:]
     if not rest:
         return args
-    sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
-    if any(isinstance(size, torch.dtype) for size in sizes):
+    sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
+    if torch.dtype in map(type, sizes):
         return None  # x.view(dtype) reads the same bits as other numbers
     return (*args[:fixed], tuple(sizes))
 

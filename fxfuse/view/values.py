@@ -48,9 +48,10 @@ class Value:
     leaf: Leaf | None = None
     owner: Value | None = None
     meta: Any = field(default=None, repr=False)
-    twins: list[fx.Node] = field(default_factory=list)
+    twins: tuple[fx.Node, ...] = ()
     readers: list[Value] = field(default_factory=list, repr=False)
     plain: Value | None = field(default=None, repr=False)
+    _shape: tuple[Any, ...] | None = field(default=None, init=False, repr=False)
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
@@ -65,12 +66,14 @@ class Value:
 
     @property
     def shape(self) -> tuple[Any, ...] | None:
-        shape = getattr(self.meta, "shape", None)
-        return None if shape is None else tuple(shape)
+        if self._shape is None:  # a fake tensor makes it anew each time
+            shape = getattr(self.meta, "shape", None)
+            self._shape = None if shape is None else tuple(shape)
+        return self._shape
 
     @property
     def rank(self) -> int | None:
-        shape = getattr(self.meta, "shape", None)
+        shape = self.shape
         return None if shape is None else len(shape)
 
     @property
@@ -79,7 +82,9 @@ class Value:
 
     def become(self, op: str, args: Mapping[str, Any], step: str, absorbed: Sequence[fx.Node] = ()) -> Value:
         """This value under another canonical op, by the rule called ``step``."""
-        return Value(op, args, self.node, (*self.absorbed, *absorbed), (*self.steps, step), meta=self.meta)
+        made = Value(op, args, self.node, (*self.absorbed, *absorbed), (*self.steps, step), meta=self.meta)
+        made._shape = self._shape
+        return made
 
     def part(self, op: str, args: Mapping[str, Any], meta: Any = None) -> Value:
         """A virtual operand of what this value becomes. The caller sets its ``owner``."""

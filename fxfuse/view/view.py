@@ -28,6 +28,7 @@ UNWRITTEN_TWIN = safeguard("unwritten_twin", "two casts of one tensor taken for 
 APART = safeguard("apart", "two casts that the graph returns, each in memory of its own, taken for one")
 
 _NUMBER_FIRST = {"mul", "div"}
+_LEAVES = {"placeholder", "get_attr"}
 _ADDS_A_DIMENSION = {"unsqueeze", "stack"}  # whose ``dim`` counts the result's dimensions
 _METAS = (torch.Tensor, SymbolicMeta)
 _ANY_DTYPE = {"linear", "part", "getitem"}
@@ -126,7 +127,8 @@ class View:
                     self._values[node] = source
                     self._others.setdefault(id(source), []).append(node)
                     return
-            value = self._canonical(value)
+            if value.op in rules.PREPARED:
+                value = self._canonical(value)
             if value.op == "cast" and self._is_twin(value):
                 return
         self._values[node] = value
@@ -147,7 +149,7 @@ class View:
             return False
         if not APART(not (_may_be_returned(value.node) and any(map(_may_be_returned, (first.node, *first.twins))))):
             return False
-        first.twins.append(value.node)
+        first.twins += (value.node,)
         self._values[value.node] = first
         return True
 
@@ -155,22 +157,30 @@ class View:
         """Remember a new value and its parts by their op, and as readers of their operands."""
         for node in value.absorbed:
             self._wholes[node] = value
-        values = self._values
+        self._found[value.op].append(value)
+        for raw in value.args.values():
+            kind = type(raw)
+            if kind is fx.Node:
+                readers = self._values[raw].readers
+                if not readers or readers[-1] is not value:
+                    readers.append(value)
+            elif kind is Value or kind is tuple:
+                self._note_operands(value)
+                break
+
+    def _note_operands(self, value: Value) -> None:
+        """The same of operands that are no nodes: within tuples, or parts of what the value stands for."""
         pending = [value]
         while pending:
             at = pending.pop()
-            self._found[at.op].append(at)
-            raws = at.args.values()  # few have tuples to look into
-            for raw in operands_in(at.args) if tuple in map(type, raws) else raws:
-                kind = type(raw)
-                if kind is not fx.Node and kind is not Value:
-                    continue
-                operand = values[raw] if kind is fx.Node else raw
+            for raw in operands_in(at.args):
+                operand = self._values[raw] if type(raw) is fx.Node else raw
                 readers = operand.readers
                 if not readers or readers[-1] is not at:
                     readers.append(at)
                 if operand is raw and raw.owner is not None and raw.owner.node is value.node and raw not in pending:
                     raw.owner = value  # the rule that made it may not have been the last
+                    self._found[raw.op].append(raw)
                     pending.append(raw)
 
     def operand(self, raw: Any) -> Any:
@@ -225,7 +235,7 @@ class View:
         return dim if rank is None else dim - rank - (value.op in _ADDS_A_DIMENSION)
 
     def _raw(self, node: fx.Node) -> Value:
-        if node.op in {"placeholder", "get_attr"}:
+        if node.op in _LEAVES:
             return self._leaf(node)
         spec, meta = ops.spec_of(node), self.meta(node)
         if spec is None:
@@ -237,9 +247,7 @@ class View:
             cast = rules.cast_of(self, node)
             return cast if cast is not None else Value("to", {}, node, known=False, meta=meta)
         args = ops.bind(spec, node.args, node.kwargs)
-        if args is None:
-            return Value(name, _Untold(), node, known=False, meta=meta)
-        if name in _NUMBER_FIRST and self._rounds_its_number(node, name, args["input"], meta):
+        if args is None or (name in _NUMBER_FIRST and self._rounds_its_number(node, name, args["input"], meta)):
             return Value(name, _Untold(), node, known=False, meta=meta)
         value = Value(name, args, node, meta=meta)
         if self.symbolic:
@@ -301,13 +309,12 @@ class View:
             prepared = rules.PREPARED.get(value.op)
             if prepared is None:
                 return value
-            below: set[str] | None = None
-            for rule, reads in prepared:
-                if reads is not None:
-                    if below is None:
-                        below = {self.operand(raw).op for raw in operands_in(value.args)}
-                    if reads.isdisjoint(below):
-                        continue
+            below = self._ops_below(value)
+            if prepared.reads is not None and prepared.reads.isdisjoint(below):
+                return value
+            for rule, reads in prepared.rules:
+                if reads is not None and reads.isdisjoint(below):
+                    continue
                 self.assumed_wide = False
                 better = rule(self, value)
                 if better is not None and READS_STAY(not self._reads_moved(better)):
@@ -317,6 +324,22 @@ class View:
             else:
                 return value
         raise RuntimeError(f"the view's rules do not settle at {value.node}: {' -> '.join(value.steps)}")
+
+    def _ops_below(self, value: Value) -> set[str]:
+        """The ops of a value's operands, in the words by which rules are registered."""
+        below = set()
+        last = None
+        for raw in value.args.values():
+            kind = type(raw)
+            if kind is fx.Node or kind is Value:
+                operand = self._values[raw] if kind is fx.Node else raw
+                below.add(operand.op if operand is not last else "itself")
+                last = operand
+            elif kind is int or kind is float:
+                below.add("number")
+            elif kind is tuple:
+                below.update(self.operand(one).op for one in operands_in(raw))
+        return below
 
     def _symbolic_dtype(self, value: Value) -> Any:
         """The dtype of a pattern's value where its operands settle it."""

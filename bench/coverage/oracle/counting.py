@@ -102,11 +102,11 @@ class Present:
 
     def _feeds(self, projection: Call) -> str:
         """How an RMSNorm feeds a gated MLP by this projection: ``alone``, ``shared`` or not at all (empty)."""
-        x = projection.tensors[0]
-        if not any(m.made is x for m in self.norms):
+        x, maker = projection.tensors[0], projection.maker(0)
+        while maker is not None and maker.name in _SHAPES and not any(m.made_by is maker for m in self.norms):
+            x, maker = maker.tensors[0], maker.maker(0)  # rows for the experts
+        if maker is None or not any(m.made is x for m in self.norms):
             return ""
-        maker = projection.maker(0)
-        assert maker is not None
         mine = [r for r in maker.readers if r.name in _LINEARS and r.tensors[0] is x]
         return "alone" if len(mine) == len(maker.readers) and len(mine) <= 2 else "shared"
 
@@ -138,18 +138,27 @@ class Present:
         return sum(_is_rotation(c) for c in self.calls)
 
     def layer_norm_mlp(self) -> int:
-        """A LayerNorm, a projection, an activation, a projection."""
-        found = 0
+        """A projection, an activation, a projection; a LayerNorm for it alone before, or one of the sum with it."""
+        return self._layer_norms_of_mlps().count("own")
+
+    def layer_norm_mlp_with_other_readers(self) -> int:
+        return self._layer_norms_of_mlps().count("shared")
+
+    def _layer_norms_of_mlps(self) -> list[str]:
+        found = []
         for down in self.products:
             act = self.activation_of(_strip(_input_maker(down)))
-            if act is None:
-                continue
-            up = _strip(act[1])
+            up = _strip(act[1]) if act is not None else None
             while up is not None and up.name in _SHAPES:
                 up = _strip(up.maker(0))
-            if up is not None and up.name in _LINEARS and _weight(up) is not None:
-                norm = _input_maker(up)
-                found += norm is not None and norm.name == "layer_norm"
+            if up is None or up.name not in _LINEARS or _weight(up) is None:
+                continue
+            norm = _input_maker(up)
+            before = norm is not None and norm.name == "layer_norm"
+            if (before and norm is not None and len(norm.readers) == 1) or _sum_is_normed(down, up):
+                found.append("own")
+            elif before:
+                found.append("shared")
         return found
 
     def moe_experts(self) -> int:
@@ -188,6 +197,7 @@ BESIDE: dict[str, Callable[[Present], int]] = {
     "gated RMSNorm": Present.rms_norm_gated,
     "gated MLP of another activation": Present.gated_mlp_of_another_activation,
     "RMSNorm before a gated MLP, read by others, too": Present.rms_norm_gated_mlp_with_other_readers,
+    "LayerNorm before an MLP, read by others, too": Present.layer_norm_mlp_with_other_readers,
 }
 """What is near a pattern and is not it."""
 
@@ -272,6 +282,20 @@ def _weight(call: Call) -> Any:
 
 def _bias(call: Call) -> Any:
     return call.kwargs.get("bias", call.args[2] if len(call.args) > 2 else None)
+
+
+def _sum_is_normed(down: Call, up: Call) -> bool:
+    """Whether a LayerNorm takes the sum of an MLP's operand and result."""
+    operands, maker = [_input(up)], up.maker(1 if up.name == "addmm" else 0)
+    while maker is not None and maker.name in _SHAPES:
+        operands, maker = [*operands, maker.tensors[0]], maker.maker(0)
+    sums, seen = [r for r in down.readers if r.name in _SAME | _SHAPES | _ADDS], 0
+    while seen < len(sums):
+        if sums[seen].name not in _ADDS:
+            sums += [r for r in sums[seen].readers if r.name in _SAME | _SHAPES | _ADDS]
+        seen += 1
+    of_both = [s for s in sums if s.name in _ADDS and any(t is x for t in s.tensors for x in operands)]
+    return any(r.name == "layer_norm" for s in of_both for r in s.readers)
 
 
 def _is_sum(call: Call | None) -> bool:

@@ -44,7 +44,7 @@ def _times_function_of_itself(view: View, value: Value, inner: str, op: str) -> 
     return None
 
 
-@rule("mul", "gelu", reads="add mul")
+@rule("mul", "gelu", reads="mul")
 def half_times_one_plus(view: View, value: Value) -> Value | None:
     """``0.5 * x * (1 + erf(x / sqrt(2)))``, and the tanh form of GPT-2, BLOOM and ``gelu_fast``."""
     parts, nodes = factors(view, value)

@@ -35,7 +35,7 @@ def reversed_difference(view: View, value: Value) -> Value | None:
     return value.become("sub", args, "rsub(x, y) = y - x")
 
 
-@rule("mul", "neg")
+@rule("mul", "neg", reads="number")
 def times_minus_one(view: View, value: Value) -> Value | None:
     for name, other in (("input", "other"), ("other", "input")):
         if is_number(value.args[name], -1) and isinstance(value.args[other], fx.Node):

@@ -27,36 +27,38 @@ _CAST_KWARGS = {"dtype", "device", "copy", "non_blocking", "memory_format", "lay
 
 def cast_of(view: View, node: fx.Node) -> Value | None:
     """The canonical ``cast`` that a ``to``, ``type``, ``type_as``, ``float``... spells; None where it does more."""
-    args, kwargs = node.args, dict(node.kwargs)
-    if not args or not isinstance(args[0], fx.Node) or not set(kwargs) <= _CAST_KWARGS:
+    args, kwargs = node.args, node.kwargs
+    if not args or not isinstance(args[0], fx.Node) or not kwargs.keys() <= _CAST_KWARGS:
         return None
-    target = str(node.target) if node.op == "call_method" else "to"
-    wanted: Any = _METHOD_DTYPES.get(target)
-    if target == "type_as" and len(args) == 2 and isinstance(args[1], fx.Node):
-        wanted = DtypeOf(args[1])
-    elif wanted is None:
-        candidates = [*args[1:], kwargs.get("dtype"), kwargs.get("other")]
-        dtypes = [c for c in candidates if isinstance(c, torch.dtype | DtypeOf)]
-        others = [c for c in candidates if isinstance(c, fx.Node)]
-        if len(dtypes) + len(others) > 1:
+    meta, source = view.meta(node), view.meta(args[0])
+    if meta is None or source is None:
+        wanted = _dtype_as_written(view, node)
+        if wanted is None:
             return None
-        if dtypes:
-            wanted = dtypes[0]
-        elif others:
-            wanted = view.dtype_reference(others[0])
-    meta = view.meta(node)
-    source = view.meta(args[0])
-    if meta is not None and source is not None:
-        if meta.device != source.device:
-            return None
+        meta = SymbolicMeta(dtype=wanted) if meta is None else meta
+    elif meta.device != source.device:
+        return None
+    else:
         wanted = meta.dtype
-    elif target != "type" and any(isinstance(c, str | torch.device) for c in (*args[1:], kwargs.get("device"))):
+    return Value("cast", {"input": args[0], "dtype": wanted}, node, meta=meta)
+
+
+def _dtype_as_written(view: View, node: fx.Node) -> Any:
+    """What a call casts to, as far as its arguments tell; None where it may do more than cast."""
+    args, kwargs = node.args, node.kwargs
+    target = str(node.target) if node.op == "call_method" else "to"
+    if target in _METHOD_DTYPES:
+        return _METHOD_DTYPES[target]
+    if target == "type_as" and len(args) == 2 and isinstance(args[1], fx.Node):
+        return DtypeOf(args[1])
+    candidates = [*args[1:], kwargs.get("dtype"), kwargs.get("other")]
+    dtypes = [c for c in candidates if isinstance(c, torch.dtype | DtypeOf)]
+    others = [c for c in candidates if isinstance(c, fx.Node)]
+    if len(dtypes) + len(others) != 1:
         return None
-    if wanted is None:
+    if target != "type" and any(isinstance(c, str | torch.device) for c in (*args[1:], kwargs.get("device"))):
         return None
-    return Value(
-        "cast", {"input": args[0], "dtype": wanted}, node, meta=SymbolicMeta(dtype=wanted) if meta is None else meta
-    )
+    return dtypes[0] if dtypes else view.dtype_reference(others[0])
 
 
 EXACT_WIDENINGS = {

@@ -75,9 +75,14 @@ def whole_slice(view: View, value: Value) -> Value | None:
     index = value.args["index"]
     parts = index if isinstance(index, tuple) else (index,)
     source = _source(view, value)
-    if source is None or source.meta is None or not parts or not all(p is Ellipsis or type(p) is slice for p in parts):
+    if source is None or source.meta is None or not parts:
         return None
-    untouched = all(p is Ellipsis or (p.start in (None, 0) and p.stop is None and p.step in (None, 1)) for p in parts)
+    untouched = True
+    for part in parts:
+        if type(part) is slice:
+            untouched &= part.start in (None, 0) and part.stop is None and part.step in (None, 1)
+        elif part is not Ellipsis:
+            return None
     return source if WHOLE_SLICE(untouched) else None
 
 

@@ -15,8 +15,22 @@ Rule = Callable[["View", Value], Value | None]
 
 SEE_THROUGH: dict[str, list[SeeThrough]] = {}
 RULES: dict[str, list[tuple[str, Rule]]] = {}
-PREPARED: dict[str, list[tuple[Rule, frozenset[str] | None]]] = {}
-"""The same, each rule with the ops of which it reads at least one: most values have no such operand."""
+
+
+class Prepared:
+    """The rules of one op, each with the ops of which it reads at least one: most values have no such operand."""
+
+    def __init__(self) -> None:
+        self.rules: list[tuple[Rule, frozenset[str] | None]] = []
+        self.reads: frozenset[str] | None = frozenset()
+        """What any of them reads; None where one is asked whatever the operands are."""
+
+    def add(self, function: Rule, reads: frozenset[str] | None) -> None:
+        self.rules.append((function, reads))
+        self.reads = None if reads is None or self.reads is None else self.reads | reads
+
+
+PREPARED: dict[str, Prepared] = {}
 WITHOUT_METADATA = {"contiguous", "clone", "alias", "dropout"}
 """Ops that a pattern is seen through at, too: their rules need neither shape nor dtype."""
 
@@ -33,11 +47,15 @@ def see_through(*ops: str) -> Callable[[SeeThrough], SeeThrough]:
 
 
 def rule(source: str, target: str, reads: str = "") -> Callable[[Rule], Rule]:
-    """Register a rule that turns ``source`` into ``target``. It is asked only where an operand is one of ``reads``."""
+    """Register a rule that turns ``source`` into ``target``.
+
+    It is asked only where an operand is one of ``reads``: an op, ``number`` for a literal, or ``itself`` for a value
+    that is both operands.
+    """
 
     def register(function: Rule) -> Rule:
         RULES.setdefault(source, []).append((target, function))
-        PREPARED.setdefault(source, []).append((function, frozenset(reads.split()) or None))
+        PREPARED.setdefault(source, Prepared()).add(function, frozenset(reads.split()) or None)
         return function
 
     return register

@@ -39,7 +39,7 @@ def _power(value: Value, exponent: float, op: str) -> Value | None:
     return value.become(op, {"input": value.args["input"]}, f"pow(x, {exponent}) = {op}(x)")
 
 
-@rule("mul", "square")
+@rule("mul", "square", reads="itself")
 def product_with_itself(view: View, value: Value) -> Value | None:
     a, b = view.operand(value.args["input"]), view.operand(value.args["other"])
     if isinstance(a, Value) and a is b:
