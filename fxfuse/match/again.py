@@ -344,9 +344,10 @@ def _operation_like(term: OpTerm, value: Value) -> Callable[[Any], bool]:
         args = other.args
         if tuple(args) != names or (other.owner is not None) is not virtual:
             return False
-        if any(type(args[name]) is not tuple or len(args[name]) != length for name, length in lengths):
-            return False
-        return all(_alike(args[name], literal) for name, literal in literals)
+        for name, length in lengths:
+            if type(args[name]) is not tuple or len(args[name]) != length:
+                return False
+        return not literals or all(_alike(args[name], literal) for name, literal in literals)
 
     return same
 

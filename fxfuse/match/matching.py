@@ -57,23 +57,26 @@ class Match:
         self.bound = dict(bound)
         self.siblings = dict(siblings or {})
         self.sizes = dict(sizes)
-        every = [self.bound, *(terms for group in self.siblings.values() for terms in group)]
-        on_path = {t.name for terms in every for t in terms if isinstance(t, ChoiceTerm)}
-        self.variant = {name: choices[name] for name in pattern.choices if name in on_path}
         self.captures: dict[str, Any] = dict.fromkeys(pattern.captures)
-        for term, operand in self.bound.items():
-            if isinstance(term, CaptureTerm):
-                self.captures[term.name] = operand
+        on_path: set[str] = set()
+        ops: dict[int, Value] = {}
+        for terms in (self.bound, *(terms for group in self.siblings.values() for terms in group)):
+            for term, operand in terms.items():
+                if isinstance(term, OpTerm):
+                    if type(operand) is Value and operand.leaf is None:
+                        ops[id(operand)] = operand
+                elif isinstance(term, ChoiceTerm):
+                    on_path.add(term.name)
+                elif isinstance(term, CaptureTerm) and terms is self.bound:
+                    self.captures[term.name] = operand
         for group in self.siblings.values():
             self.captures.update(_columns(group))
+        self.variant = {name: choices[name] for name in pattern.choices if name in on_path}
         self.outputs = tuple(self._outputs())
         order = view.effects.order
         self.root: Value = max(self.outputs, key=lambda v: order[v.node])
         captured = {id(v) for v in self.captured_values()}
-        ops = (v for terms in every for t, v in terms.items() if isinstance(t, OpTerm))
-        self.interior: list[Value] = list(
-            {id(v): v for v in ops if isinstance(v, Value) and v.leaf is None and id(v) not in captured}.values()
-        )
+        self.interior: list[Value] = [value for key, value in ops.items() if key not in captured]
         covered = {node for v in self.interior for node in v.nodes}
         self.nodes: tuple[fx.Node, ...] = tuple(sorted(covered, key=order.__getitem__))
         self.seen_through = tuple(self._find_seen_through(covered))
@@ -121,7 +124,11 @@ class Match:
             value = view.value(node)
             if value.node is node:  # and not a view of something else, such as a capture
                 values[id(value)] = value
-        found = dict.fromkeys(n for v in values.values() for n in view.aliases(v) if n not in covered)
+        found: dict[fx.Node, None] = {}
+        for value in values.values():
+            others = view.aliases(value)
+            if len(others) > 1 or value.node not in covered:
+                found.update((node, None) for node in others if node not in covered)
         return sorted(found, key=view.effects.order.__getitem__)
 
     def _find_staying(self, captured: set[int]) -> Iterable[fx.Node]:

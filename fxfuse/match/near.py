@@ -56,6 +56,9 @@ class _Step(NamedTuple):
     source: Value
 
 
+_NO_VARIANT: frozenset[tuple[str, str]] = frozenset()
+
+
 class Probe:
     """Scores places of one view for one form of a pattern."""
 
@@ -89,7 +92,7 @@ class Probe:
 
     def operations(self, variant: Mapping[str, str]) -> int:
         """How many operations the pattern has with this variant (with the first label where it is open)."""
-        key = frozenset(variant.items())
+        key = frozenset(variant.items()) if variant else _NO_VARIANT
         known = self._sizes.get(key)
         if known is None:
             known = self._sizes[key] = sum(1 for _ in self._counted(variant, self.form.outputs))
@@ -122,9 +125,12 @@ class Probe:
         key = (terms, id(value))
         known = self._reach_of.get(key)
         if known is None:
-            readers = self._readers(value)
-            ends = [self.within_reach(above[r.op], r) for r in readers if r.op in above]
-            ends += [self.within_reach(terms, r) for r in readers if r.op == "cast"]
+            ends = []
+            for reader in self._readers(value):
+                if reader.op in above:
+                    ends.append(self.within_reach(above[reader.op], reader))
+                if reader.op == "cast":
+                    ends.append(self.within_reach(terms, reader))
             before_a_seed = not ends and any(not some.isdisjoint(self.form.seeds) for some in above.values())
             if before_a_seed and any(not is_a_view(user) for user in self.view.users(value)[:1]):
                 ends = [self.operations({})]

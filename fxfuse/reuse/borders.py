@@ -7,7 +7,7 @@ case, and the residual sum stays together with the norm after it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -22,6 +22,7 @@ _OPAQUE = {
     "conv3d", "scaled_dot_product_attention", "grouped_mm", "_grouped_mm", "__matmul__", "__rmatmul__",
     "tag_activation_checkpoint", "wrap",
 }  # fmt: skip
+_VIEWS = {"view", "reshape", "transpose", "permute", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "t"}
 _AFTER_OPAQUE = 0.25
 """Some matrix products take what follows them as an epilogue."""
 
@@ -45,7 +46,7 @@ def costs(nodes: Sequence[fx.Node], last_use: Mapping[fx.Node, int], since: int)
     for node in nodes[since:]:
         size = bytes_of(node.meta.get("example_value"))
         _span(crossing, place[node], last_use[node], size)
-        for reader in node.users:
+        for reader in () if _is_view(node) else _readers(node):
             if reader not in place or is_opaque(reader) or _asks_size(reader):
                 continue
             share = _AFTER_OPAQUE if is_opaque(node) else float(depth[node] == depth[reader])
@@ -66,6 +67,20 @@ def is_opaque(node: fx.Node) -> bool:
     if name in _OPAQUE:
         return True
     return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in {"aten", "prims"}
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Who computes with a value, as it is or as a view of it: a view is not stored."""
+    for user in node.users:
+        if _is_view(user):
+            yield from _readers(user)
+        else:
+            yield user
+
+
+def _is_view(node: fx.Node) -> bool:
+    name = str(node.target) if node.op == "call_method" else function_name(node.target)
+    return name in _VIEWS and node.op.startswith("call_") and bool(node.all_input_nodes)
 
 
 def _asks_size(node: fx.Node) -> bool:

@@ -12,6 +12,8 @@ from torch import fx
 
 from fxfuse.reuse.labels import attribute, facts, operation
 
+_ARITHMETIC = {"add", "sub", "mul", "truediv", "div", "matmul", "__add__", "__mul__", "__rmul__"}
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -87,8 +89,42 @@ def key(made: Segment, grads: Collection[fx.Node], same: Mapping[fx.Node, fx.Nod
         return facts(node.meta.get("example_value")), node in grads
 
     taken = tuple(map(told, made.reads))
-    differentiable = tuple(i for i in made.gives if made.nodes[i] in grads)  # one that nobody reads would get a zero
+    joined = _gradient_comes_from_inside(made, grads)
+    differentiable = tuple(i for i in made.gives if made.nodes[i] in grads and made.nodes[i] not in joined)
     return taken, differentiable, tuple((operation(node, places.__getitem__), told(node)) for node in made.nodes)
+
+
+def _gradient_comes_from_inside(made: Segment, grads: Collection[fx.Node]) -> set[fx.Node]:
+    """The nodes whose gradient has a part from within the segment, whoever reads them behind it.
+
+    A compiled segment takes a result that nobody reads for one whose gradient is zero. Added to such a part that
+    changes nothing; alone it would be multiplied by a slope that may be infinite. So the last layer, whose residual
+    sum only its own norm reads, is like the others.
+    """
+    given = {made.nodes[i] for i in made.gives}
+    reached: set[fx.Node] = set()
+    joined: set[fx.Node] = set()
+    for node in reversed(made.nodes):
+        if node not in grads:
+            continue
+        if any(user in reached and _hands_gradient_back(user, node) for user in node.users):
+            joined.add(node)
+        if node in joined or node in given:
+            reached.add(node)
+    return joined
+
+
+def _hands_gradient_back(reader: fx.Node, node: fx.Node) -> bool:
+    """Whether a differentiable operation surely has a gradient for this operand: PyTorch's own have for their first,
+    arithmetic for each; of a further one others may ask the shape alone (``expand_as``)."""
+    target = reader.target
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return False
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket) and "aten" not in str(target):
+        return False
+    name = str(getattr(target, "__name__", target))
+    taken = reader.args if name in _ARITHMETIC else reader.args[:1]
+    return node in taken and not name.endswith("_")
 
 
 def outline(made: Segment, gives: Sequence[int], same: Mapping[fx.Node, fx.Node], name: str) -> fx.GraphModule:

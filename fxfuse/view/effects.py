@@ -47,7 +47,8 @@ class Effects:
     @cached_property
     def _suspects(self) -> list[tuple[int, fx.Node]]:
         """The nodes, with their places, whose arguments must be looked at: few, in most graphs."""
-        return [(i, node) for i, node in enumerate(self.graph.nodes) if not _only_computes(node)]
+        pure = _pure_functions()
+        return [(i, node) for i, node in enumerate(self.graph.nodes) if not _only_computes(node, pure)]
 
     @cached_property
     def writes(self) -> list[tuple[fx.Node, tuple[fx.Node, ...]]]:
@@ -212,18 +213,20 @@ def written_by(node: fx.Node) -> Iterator[fx.Node]:
             yield from _nodes_in((node.args, tuple(node.kwargs.values())))
 
 
-def _only_computes(node: fx.Node) -> bool:
+def _only_computes(node: fx.Node, pure: frozenset[Any]) -> bool:
     """Whether it can be told without looking at the arguments that a node neither writes nor switches anything."""
     op = node.op
     if op == "call_function":
         try:
-            pure = node.target in _pure_functions()
+            return node.target in pure and _FLAGS.isdisjoint(node.kwargs)
         except TypeError:  # an unhashable callable
             return False
-        return pure and _FLAGS.isdisjoint(node.kwargs)
     if op == "call_method":
         return not _is_inplace_method(str(node.target))
-    return op in {"placeholder", "get_attr", "output"}
+    return op in _NO_CALLS
+
+
+_NO_CALLS = {"placeholder", "get_attr", "output"}
 
 
 @functools.cache

@@ -49,11 +49,15 @@ def classify(node: fx.Node, position: int | None, example: Any) -> Leaf:
         return Leaf(_kind_of_attribute(node, example), str(node.target))
     source = getattr(node, "_dynamo_source", None) or getattr(node.meta.get("grapharg"), "source", None)
     origin = source if source is not None else str(node.target)
-    if isinstance(example, torch.nn.Parameter) or isinstance(node.meta.get("example_value"), torch.nn.Parameter):
+    if _is_parameter(example) or _is_parameter(node.meta.get("example_value")):
         return Leaf(LeafKind.PARAMETER, origin, position)
     if source is not None and "_buffers" in _members(source):
         return Leaf(LeafKind.BUFFER, origin, position)
     return Leaf(LeafKind.INPUT, origin, position)
+
+
+def _is_parameter(value: Any) -> bool:
+    return type(value) is torch.nn.Parameter or isinstance(value, torch.nn.Parameter)  # which is Python, and slow
 
 
 def _kind_of_attribute(node: fx.Node, value: Any) -> LeafKind:
@@ -128,7 +132,8 @@ def module_path(source: Any) -> str:
     return ".".join(m for m in _members(source) if m not in _CONTAINERS)
 
 
-_CONTAINERS = {"_modules", "_parameters", "_buffers"}
+_CONTAINERS = {"_modules", "_parameters", "_buffers", "__dict__"}
+"""What Dynamo names on the way to a module's member; ``__dict__`` where a module has a ``__getattr__`` of its own."""
 
 
 def _members(source: Any) -> list[str]:
@@ -159,6 +164,7 @@ def _word_of(kind: type) -> str:
 
 
 _KEY = re.compile(r"""\[(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^\]'"]+))\]""")
+_DICT = re.compile(r"(?:^|\.)__dict__\._modules(?=\.|$)")
 _ROOT = re.compile(r"^[LG]\[['\"]([^'\"]*)['\"]\]\.?")
 
 
@@ -177,7 +183,8 @@ def stack_paths(node: fx.Node) -> list[str]:
 def readable_path(path: object) -> str:
     """A module's path as Dynamo writes it in ``nn_module_stack``, as ``named_modules`` does."""
     plain = _ROOT.sub("", str(path)).replace("._modules", "")
-    return _KEY.sub(lambda key: "." + next(g for g in key.groups() if g is not None), plain).lstrip(".")
+    path = _KEY.sub(lambda key: "." + next(g for g in key.groups() if g is not None), plain)
+    return _DICT.sub("", path).lstrip(".")
 
 
 def innermost_roots(paths: Sequence[str]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ FIRST_NUMBER = safeguard("first_number", "a number that eager rounds to bf16, ta
 NUMBER_AS_GIVEN = (torch.mul, torch.multiply, torch.div, torch.divide, torch.true_divide)
 """Functions that take a number as their first operand, and as it is given."""
 
-_SWAPPED_BY_PYTHON = (operator.mul, operator.truediv)
+SWAPPED_BY_PYTHON = (operator.mul, operator.truediv)
 _LOW = (torch.bfloat16, torch.float16)
 
 
@@ -33,7 +33,7 @@ def rounds_its_number(node: fx.Node, op: str, number: Any, dtype: Any) -> bool:
         number: a literal, or None for one that the graph gets from outside.
         dtype: the result's; None or a symbol where a pattern leaves it open.
     """
-    if node.target in _SWAPPED_BY_PYTHON or dtype in (torch.float32, torch.float64):
+    if node.target in SWAPPED_BY_PYTHON or dtype in (torch.float32, torch.float64):
         return False
     if isinstance(number, bool) or not isinstance(number, int | float):
         return not FIRST_NUMBER(number is not None)
@@ -54,4 +54,4 @@ def _is_exact(number: float, dtype: torch.dtype) -> bool:
     return low[2:] == b"\0\0" and float(struct.unpack(">f", low)[0]) == number
 
 
-__all__ = ["NUMBER_AS_GIVEN", "rounds_its_number"]
+__all__ = ["NUMBER_AS_GIVEN", "SWAPPED_BY_PYTHON", "rounds_its_number"]

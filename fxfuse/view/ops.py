@@ -54,6 +54,11 @@ class OpSpec:
         return "dim" in self.names
 
     @cached_property
+    def by_position(self) -> dict[int, tuple[tuple[str, Any, Any], ...] | None]:
+        """For each number of arguments given by position alone, where each canonical argument is, and its default."""
+        return {given: _plan(self, given, ()) for given in range(len(self.names) + 1)}
+
+    @cached_property
     def defaults(self) -> dict[str, Any]:
         return {name: default for name, default in self.params if default is not REQUIRED}
 
@@ -352,7 +357,7 @@ def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict
         if gathered is None:
             return None
         args = gathered
-    plan = _plan(spec, len(args), tuple(kwargs))
+    plan = _plan(spec, len(args), tuple(kwargs)) if kwargs else spec.by_position.get(len(args))
     if plan is None:
         return None
     bound: dict[str, Any] = {}
@@ -368,7 +373,7 @@ def bind(spec: OpSpec, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict
 
 
 @functools.cache
-def _plan(spec: OpSpec, given: int, keys: tuple[str, ...]) -> tuple[tuple[str, int | str, Any], ...] | None:
+def _plan(spec: OpSpec, given: int, keys: tuple[str, ...]) -> tuple[tuple[str, Any, Any], ...] | None:
     """Where a call of this form has each canonical argument, and its default; None where the row does not take it."""
     names = spec.names
     if given > len(names):

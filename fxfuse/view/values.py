@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,6 @@ class DtypeOf:
         return f"{self.of}.dtype"
 
 
-@dataclass(eq=False, slots=True)
 class Value:
     """One canonical operation, or one input, of a graph.
 
@@ -39,19 +38,35 @@ class Value:
     A *virtual* value has no node of its own: it is a part of its ``owner``'s.
     """
 
-    op: str
-    args: Mapping[str, Any]
-    node: fx.Node
-    absorbed: tuple[fx.Node, ...] = ()
-    steps: tuple[str, ...] = ()
-    known: bool = True
-    leaf: Leaf | None = None
-    owner: Value | None = None
-    meta: Any = field(default=None, repr=False)
-    twins: tuple[fx.Node, ...] = ()
-    readers: list[Value] = field(default_factory=list, repr=False)
-    plain: Value | None = field(default=None, repr=False)
-    _shape: tuple[Any, ...] | None = field(default=None, init=False, repr=False)
+    __slots__ = (
+        "_shape", "absorbed", "args", "known", "leaf", "meta", "node",
+        "op", "owner", "plain", "readers", "steps", "twins",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        op: str,
+        args: Mapping[str, Any],
+        node: fx.Node,
+        absorbed: tuple[fx.Node, ...] = (),
+        steps: tuple[str, ...] = (),
+        known: bool = True,
+        leaf: Leaf | None = None,
+        meta: Any = None,
+    ) -> None:
+        self.op = op
+        self.args = args
+        self.node = node
+        self.absorbed = absorbed
+        self.steps = steps
+        self.known = known
+        self.leaf = leaf
+        self.owner: Value | None = None
+        self.meta = meta
+        self.twins: tuple[fx.Node, ...] = ()
+        self.readers: list[Value] = []
+        self.plain: Value | None = None
+        self._shape: tuple[Any, ...] | None = None
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
@@ -117,7 +132,12 @@ def same_size(a: Any, b: Any) -> bool:
 
 
 def same_shape(a: Sequence[Any] | None, b: Sequence[Any] | None) -> bool:
-    return a is not None and b is not None and len(a) == len(b) and all(map(same_size, a, b))
+    if a is None or b is None or len(a) != len(b):
+        return False
+    for x, y in zip(a, b, strict=True):
+        if x is not y and not (x == y if type(x) is int and type(y) is int else same_size(x, y)):
+            return False
+    return True
 
 
 def dtype_name(dtype: Any) -> str:

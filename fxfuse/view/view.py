@@ -18,7 +18,7 @@ from fxfuse.safeguards import safeguard
 from fxfuse.view import ops, rules
 from fxfuse.view.effects import Effects
 from fxfuse.view.leaves import Leaf, LeafKind, classify
-from fxfuse.view.numbers import rounds_its_number
+from fxfuse.view.numbers import SWAPPED_BY_PYTHON, rounds_its_number
 from fxfuse.view.values import DtypeOf, SymbolicMeta, Value
 
 SAME_LATER = safeguard("same_later", "a copy taken for its original, though one of them is written afterwards")
@@ -30,6 +30,7 @@ APART = safeguard("apart", "two casts that the graph returns, each in memory of 
 _NUMBER_FIRST = {"mul", "div"}
 _LEAVES = {"placeholder", "get_attr"}
 _ADDS_A_DIMENSION = {"unsqueeze", "stack"}  # whose ``dim`` counts the result's dimensions
+_NONE: frozenset[str] = frozenset()
 _METAS = (torch.Tensor, SymbolicMeta)
 _ANY_DTYPE = {"linear", "part", "getitem"}
 _MAX_STEPS = 16  # a canonical form is a few steps away; more would be a cycle among the rules
@@ -237,7 +238,9 @@ class View:
     def _raw(self, node: fx.Node) -> Value:
         if node.op in _LEAVES:
             return self._leaf(node)
-        spec, meta = ops.spec_of(node), self.meta(node)
+        spec, meta = ops.spec_of(node), node.meta.get("example_value")
+        if type(meta) is not FakeTensor:
+            meta = self.meta(node)
         if spec is None:
             if ops.is_transpose_attribute(node):
                 return Value("t", {"input": node.args[0]}, node, meta=meta)
@@ -257,6 +260,8 @@ class View:
         return value
 
     def _rounds_its_number(self, node: fx.Node, op: str, first: Any, meta: Any) -> bool:
+        if node.target in SWAPPED_BY_PYTHON:
+            return False
         if isinstance(first, fx.Node):
             if self.symbolic or self.meta(first) is not None:  # of a pattern's Scalar its author is told
                 return False
@@ -309,8 +314,8 @@ class View:
             prepared = rules.PREPARED.get(value.op)
             if prepared is None:
                 return value
-            below = self._ops_below(value)
-            if prepared.reads is not None and prepared.reads.isdisjoint(below):
+            below = self._ops_below(value) if prepared.reads else _NONE
+            if not prepared.always and prepared.reads.isdisjoint(below):
                 return value
             for rule, reads in prepared.rules:
                 if reads is not None and reads.isdisjoint(below):
@@ -319,6 +324,8 @@ class View:
                 better = rule(self, value)
                 if better is not None and READS_STAY(not self._reads_moved(better)):
                     better.plain = value if self.assumed_wide else value.plain
+                    if rule in rules.SETTLED:
+                        return better
                     value = better
                     break
             else:
@@ -367,8 +374,10 @@ class View:
     def users(self, value: Value) -> list[Value]:
         """What reads this value, for a reader's eyes: also ops that the view does not know."""
         known = self.readers(value)
+        if known:
+            return known
         users = (user for node in self.aliases(value) for user in node.users if user.op != "output")
-        return known or [v for v in map(self.value, users) if v is not value]
+        return [v for v in map(self.value, users) if v is not value]
 
 
 def operands_in(raw: Any) -> list[Any]:

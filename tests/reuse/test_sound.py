@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reuse.stacks import HIDDEN, Block, Stack, compiled, copies, last, rms, rows
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxfuse
 from fxfuse.reuse import running
+from fxfuse.reuse.segments import Segment, _gradient_comes_from_inside
 
 
 def both(model: nn.Module, *args: Any, grad: bool, calls: int = 2, inner: str = "aot_eager", **options: Any) -> None:
@@ -422,3 +423,30 @@ def test_strides_are_those_that_were_promised(monkeypatch: pytest.MonkeyPatch) -
     model = Stack(6).requires_grad_(False)
     torch.testing.assert_close(compiled(model)(rows()), model(rows()), atol=1e-5, rtol=1e-5)
     assert sum(copies()) >= 5
+
+
+def test_the_last_layer_is_like_the_others_in_training() -> None:
+    both(Stack(6), rows(), grad=True, calls=1)
+    assert copies() == [6]
+
+
+def _read(graph: fx.Graph, name: str) -> fx.Node:
+    return next(node for node in graph.nodes if node.name == name)
+
+
+@pytest.mark.parametrize(
+    ("reads", "inside"),
+    [
+        (lambda x, y: x * y, True),
+        (lambda x, y: y.expand_as(x), False),  # its shape alone
+        (lambda x, y: torch.where(y > 0, x, 0.0), False),  # no gradient goes through it
+        (lambda x, y: y.mul_(x), False),
+    ],
+    ids=["mul", "expand_as", "where", "mul_"],
+)
+def test_whether_a_gradient_comes_from_inside(reads: Any, inside: bool) -> None:
+    graph = fx.symbolic_trace(lambda x, y: reads(x.exp(), y)).graph
+    nodes = tuple(node for node in graph.nodes if node.op != "output" and node.name != "y")
+    grads = {node for node in nodes if node.name != "gt"}
+    made = Segment(nodes, (), (len(nodes) - 1,))
+    assert (_read(graph, "exp") in _gradient_comes_from_inside(made, grads)) == inside

@@ -10,8 +10,18 @@ families below. Conditions on which an equality rests are safeguards, so that a 
 from fxfuse.view.rules import casts, identities, roots, activations, arithmetic  # isort: skip
 from fxfuse.view.rules import norms, projections, shapes, splitting  # isort: skip
 from fxfuse.view.rules.casts import cast_of
-from fxfuse.view.rules.registry import PREPARED, RULES, SEE_THROUGH, WITHOUT_METADATA, rule, see_through
+from fxfuse.view.rules.registry import PREPARED, RULES, SEE_THROUGH, SETTLED, WITHOUT_METADATA, rule, see_through
 
 FAMILIES = (casts, identities, roots, activations, arithmetic, norms, projections, shapes, splitting)
 
-__all__ = ["FAMILIES", "PREPARED", "RULES", "SEE_THROUGH", "WITHOUT_METADATA", "cast_of", "rule", "see_through"]
+__all__ = [
+    "FAMILIES",
+    "PREPARED",
+    "RULES",
+    "SEE_THROUGH",
+    "SETTLED",
+    "WITHOUT_METADATA",
+    "cast_of",
+    "rule",
+    "see_through",
+]

@@ -97,9 +97,10 @@ def order_unchanged(view: View, value: Value) -> Value | None:
 @see_through("transpose")
 def dimension_with_itself(view: View, value: Value) -> Value | None:
     source, a, b = _source(view, value), value.args["dim0"], value.args["dim1"]
-    if source is None or source.rank is None or type(a) is not int or type(b) is not int:
+    rank = source.rank if source is not None else None
+    if rank is None or type(a) is not int or type(b) is not int:
         return None
-    return source if IDENTITY_ORDER((a - b) % max(source.rank, 1) == 0) else None
+    return source if IDENTITY_ORDER((a - b) % max(rank, 1) == 0) else None
 
 
 @see_through("t")

@@ -22,12 +22,15 @@ class Prepared:
 
     def __init__(self) -> None:
         self.rules: list[tuple[Rule, frozenset[str] | None]] = []
-        self.reads: frozenset[str] | None = frozenset()
-        """What any of them reads; None where one is asked whatever the operands are."""
+        self.reads: frozenset[str] = frozenset()
+        """What any of them reads."""
+        self.always = False
+        """Whether one of them is asked whatever the operands are."""
 
     def add(self, function: Rule, reads: frozenset[str] | None) -> None:
         self.rules.append((function, reads))
-        self.reads = None if reads is None or self.reads is None else self.reads | reads
+        self.reads |= reads or frozenset()
+        self.always |= reads is None
 
 
 PREPARED: dict[str, Prepared] = {}
@@ -46,15 +49,23 @@ def see_through(*ops: str) -> Callable[[SeeThrough], SeeThrough]:
     return register
 
 
-def rule(source: str, target: str, reads: str = "") -> Callable[[Rule], Rule]:
+SETTLED: set[Rule] = set()
+"""Rules after which no other one is asked."""
+
+
+def rule(source: str, target: str, reads: str = "", *, settled: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule that turns ``source`` into ``target``.
 
-    It is asked only where an operand is one of ``reads``: an op, ``number`` for a literal, or ``itself`` for a value
-    that is both operands.
+    Args:
+        reads: it is asked only where an operand is one of these: an op, ``number`` for a literal, or ``itself`` for a
+            value that is both operands.
+        settled: what it gives is canonical, so that no rule need be asked again.
     """
 
     def register(function: Rule) -> Rule:
         RULES.setdefault(source, []).append((target, function))
+        if settled:
+            SETTLED.add(function)
         PREPARED.setdefault(source, Prepared()).add(function, frozenset(reads.split()) or None)
         return function
 

@@ -28,7 +28,7 @@ REPEATED = safeguard("repeated", "a reshape of an expansion that tiles taken for
 # --- permutations ---------------------------------------------------------------------------------------------------
 
 
-@rule("t", "transpose")
+@rule("t", "transpose", settled=True)
 def matrix_transposed(view: View, value: Value) -> Value | None:
     """``w.t()``, ``w.mT``, and ``w.T`` of two dimensions."""
     source = view.operand(value.args["input"])
@@ -44,7 +44,7 @@ def _swap(value: Value, a: int, b: int, step: str) -> Value:
     return value.become("transpose", {"input": value.args["input"], "dim0": min(a, b), "dim1": max(a, b)}, step)
 
 
-@rule("transpose", "transpose")
+@rule("transpose", "transpose", settled=True)
 def transpose_from_the_end(view: View, value: Value) -> Value | None:
     a, b = value.args["dim0"], value.args["dim1"]
     source = view.operand(value.args["input"])
@@ -60,7 +60,7 @@ def transpose_from_the_end(view: View, value: Value) -> Value | None:
     return None if (low, high) == (a, b) else _swap(value, low, high, "dimensions from the end")
 
 
-@rule("permute", "transpose")
+@rule("permute", "transpose", settled=True)
 def permutation_from_the_end(view: View, value: Value) -> Value | None:
     """A permutation that swaps two dimensions is their transpose."""
     dims = value.args["dims"]

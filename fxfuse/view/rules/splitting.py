@@ -122,12 +122,11 @@ def index_by_steps(view: View, value: Value) -> Value | None:
 
 def _steps(view: View, source: Value, index: tuple[Any, ...]) -> list[tuple[str, dict[str, Any]]] | None:
     """What an index does, dimension by dimension from the last; None for an index that the view does not know."""
-    if not all(i is None or i is Ellipsis or type(i) in (int, slice) for i in index):
+    given = [type(entry) for entry in index]
+    if not _INDICES.issuperset(given) or given.count(_ELLIPSIS) > 1:
         return None
     shape = source.shape
-    if index.count(Ellipsis) > 1:
-        return None
-    if Ellipsis not in index:
+    if _ELLIPSIS not in given:
         if shape is None:
             return None
         index = (*index, Ellipsis)
@@ -137,8 +136,8 @@ def _steps(view: View, source: Value, index: tuple[Any, ...]) -> list[tuple[str,
         if entry is Ellipsis:
             if shape is None:
                 return steps if index[0] is Ellipsis else None
-            given = sum(type(i) in (int, slice) for i in index)
-            done, taken = done + len(shape) - given, taken + len(shape) - given
+            rest = len(shape) - given.count(int) - given.count(slice)
+            done, taken = done + rest, taken + rest
             continue
         dim = -(done + 1)
         if entry is None:
@@ -159,12 +158,17 @@ def _steps(view: View, source: Value, index: tuple[Any, ...]) -> list[tuple[str,
     return steps
 
 
+_ELLIPSIS = type(Ellipsis)
+_INDICES = {int, slice, _ELLIPSIS, type(None)}
+_BORDERS = {int, type(None)}
+
+
 def _cut(view: View, source: Value, size: Any, entry: slice, taken: int) -> tuple[str, dict[str, Any]] | None:
     """A slice of one dimension in canonical words: ``part``, ``slice``, or nothing for the whole of it."""
     start, stop, step = entry.start, entry.stop, 1 if entry.step is None else entry.step
     if type(step) is not int or step < 1:
         return None
-    if type(size) is int and all(i is None or type(i) is int for i in (start, stop)):
+    if type(size) is int and type(start) in _BORDERS and type(stop) in _BORDERS:
         return cut_of(size, start, stop, step)
     if taken == 1 and step == 1 and view.symbolic:
         share = _share_of_last(view, source, start, stop)
