@@ -149,6 +149,10 @@ hovering a node marks it in the code before and after, in the drawing and in the
 site, `/` searches by operation, module, pattern, outcome or code, `g` shows the whole graph. The JSON is described by
 `fxfuse/report/schema.json`.
 
+A report that nobody reads is made of what was noted in passing. Noting it takes 1.1 % of the processor time that fxfuse
+itself takes for 30 layers of Llama, all rewritten, and 0.9 % for 30 layers of OLMo2, all near misses; 1.9 % to 2.9 %
+where a graph is nothing but sites (`python -m bench.debugging_cost`).
+
 Every text below is what `python -m bench.debugging` prints, on tiny random models (`bench/debugging_models.py`); the
 pictures are made by `python -m bench.debugging --pictures`. The codes are explained in [reasons.md](reasons.md).
 """

@@ -30,6 +30,7 @@ __all__ = [
     "can_pack_linear",
     "code_being_compiled",
     "compile_cache_in",
+    "compile_cpp",
     "compile_fx",
     "compile_mode",
     "constant_source",
@@ -330,6 +331,13 @@ def can_pack_linear() -> str | None:
     ops = ("_reorder_linear_weight", "_linear_pointwise", "_nbytes")
     missing = [name for name in ops if not hasattr(torch.ops.mkldnn, name)]
     return f"this torch has no torch.ops.mkldnn.{missing[0]}" if missing else None
+
+
+def compile_cpp(source: str) -> Any:
+    """A C++ source as a loaded library (ctypes), made by Inductor's compiler with its flags and kept in its cache."""
+    from torch._inductor.codecache import CppCodeCache
+
+    return CppCodeCache.load(source)
 
 
 def pack_linear(weight: Tensor) -> Tensor:

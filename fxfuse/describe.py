@@ -23,6 +23,9 @@ from fxfuse.view.values import SymbolicMeta, dtype_name
 
 FRAME = re.compile(r'File "([^"]+)", line (\d+)[^\n]*\n\s+([^\n]+)')
 _LONGEST_SIGNATURE = 64
+_LONGEST_FRAME = 4096
+LONGEST_LINE = 200
+"""A line of source is kept up to here: there are generated ones of megabytes."""
 
 
 class Noted(NamedTuple):
@@ -89,8 +92,8 @@ _Place = tuple[str, str, str, Any, _Word]
 """Where a value is, in references to what is there anyway: node, module, innermost frame, type, and its word."""
 
 _Reason = tuple[str, _Word, _Word, "Term | None", bool, "_Place | None", "_Place | None", Sequence[Any]]
-"""A failure without what keeps its graph alive: code, expected, found, term, between, where, reader, and of each attempt
-its choice, label, matched, settled and reason. Plain tuples, since there are many for each that is read."""
+"""A failure without what keeps its graph alive: code, expected, found, term, between, where, reader, and of each
+attempt its choice, label, matched, settled and reason. Plain tuples, since there are many for each that is read."""
 
 
 def reason_record(failure: Failure) -> ReasonRecord:
@@ -209,7 +212,10 @@ def source_line(node: fx.Node) -> tuple[str, str]:
 def last_frame(node: fx.Node) -> str:
     """The innermost frame of a node's stack trace, as text."""
     trace = node.meta.get("stack_trace")
-    return trace[max(trace.rfind('File "'), 0) :] if trace else ""
+    if not trace:
+        return ""
+    start = max(trace.rfind('File "'), 0)
+    return str(trace[start : start + _LONGEST_FRAME])
 
 
 def _line_of(trace: str) -> tuple[str, str]:
@@ -217,7 +223,7 @@ def _line_of(trace: str) -> tuple[str, str]:
     if frame is None:
         return "", ""
     file, number, text = frame.groups()
-    return f"{os.path.basename(file)}:{number}", text.strip()
+    return f"{os.path.basename(file)}:{number}", text.strip()[:LONGEST_LINE]
 
 
 def raw_path(node: fx.Node) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 _LONGEST = 160
+_LONGEST_LINE = 480
+"""Longer, since a name that is cut is no name: Dynamo's names of inputs spell their whole path."""
 _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
     "and_": "&", "or_": "|", "xor": "^", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
@@ -117,4 +119,4 @@ def _atom(operand: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return text if len(text) <= _LONGEST_LINE else text[: _LONGEST_LINE - 1] + "…"

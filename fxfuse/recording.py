@@ -20,7 +20,7 @@ from torch import fx
 from fxfuse import paths
 from fxfuse.authoring import Pattern, Region
 from fxfuse.authoring.terms import Line
-from fxfuse.describe import FRAME, Memo, form_of, last_frame, noted, raw_path, short_path, type_words
+from fxfuse.describe import FRAME, LONGEST_LINE, Memo, form_of, last_frame, noted, raw_path, short_path, type_words
 from fxfuse.kernels import Kernel
 from fxfuse.match import Failure, Found, Match
 from fxfuse.program import Ref, code_of, plain, target_name
@@ -39,7 +39,6 @@ from fxfuse.rewriting import Editor
 from fxfuse.view import Value, View
 from fxfuse.view.leaves import innermost_roots, module_path, readable_path
 
-_LONGEST_LINE = 200
 _AROUND = 2
 _MOST_LINES = 80
 _SHOWN = 1
@@ -350,7 +349,7 @@ def _node_record(raw: Raw, absolute: Absolute, files: dict[str, set[int]], known
     else:
         code = code_of(raw.op, raw.target, raw.args, raw.kwargs)
     module = absolute(readable_path(raw.module)) if raw.module else ""
-    return NodeRecord(raw.name, code, raw.inputs, type_words(raw.type), module, line, text.strip()[:_LONGEST_LINE])
+    return NodeRecord(raw.name, code, raw.inputs, type_words(raw.type), module, line, text.strip()[:LONGEST_LINE])
 
 
 def _sources(files: Mapping[str, set[int]]) -> Iterable[SourceRecord]:
@@ -367,7 +366,7 @@ def _runs(file: str, numbers: Sequence[int]) -> Iterable[SourceRecord]:
     for i in range(1, len(numbers) + 1):
         if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
             run = numbers[start:i]
-            lines = (linecache.getline(file, n).rstrip()[:_LONGEST_LINE] for n in run)
+            lines = (linecache.getline(file, n).rstrip()[:LONGEST_LINE] for n in run)
             yield SourceRecord(os.path.basename(file), run[0], tuple(lines))
             start = i
 
@@ -378,7 +377,7 @@ def source_of(pattern: Pattern) -> SourceRecord | None:
         lines, start = inspect.getsourcelines(inspect.unwrap(pattern.function))
     except (OSError, TypeError):
         return None
-    kept = tuple(line.rstrip()[:_LONGEST_LINE] for line in lines[:_MOST_LINES])
+    kept = tuple(line.rstrip()[:LONGEST_LINE] for line in lines[:_MOST_LINES])
     return SourceRecord(short_path(Line(pattern.line.file, start)).rpartition(":")[0], start, kept)
 
 

@@ -99,7 +99,8 @@ def test_the_wheel_carries_every_source_file(wheel):
     wanted = {f"fxfuse/{name}" for name in sources(ROOT / "fxfuse")} | {"fxfuse/py.typed"}
     wanted |= {f"fxfuse_patterns/{name}" for name in sources(ROOT / "patterns")}
     wanted |= {f"fxfuse/results/{path.name}" for path in (ROOT / "fxfuse" / "results").glob("*.json")}
-    wanted |= {"fxfuse/report/schema.json", *(f"fxfuse/report/html/page.{suffix}" for suffix in ("css", "html", "js"))}
+    wanted |= {"fxfuse/kernels/cpp/panels.cpp", "fxfuse/report/schema.json"}
+    wanted |= {f"fxfuse/report/html/page.{suffix}" for suffix in ("css", "html", "js")}
     assert "fxfuse_patterns/rms_norm_gated_mlp.py" in wanted
     assert names - {name for name in names if ".dist-info/" in name} == wanted
 

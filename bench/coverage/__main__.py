@@ -3,7 +3,7 @@
     python -m bench.coverage                        # all of it; goes on where an earlier run was stopped
     python -m bench.coverage llama qwen3_moe        # these only
     python -m bench.coverage --jobs 2 --fresh       # two at a time; forget what is there
-    python -m bench.coverage --dtypes fp32 --modes forward
+    python -m bench.coverage --dtypes fp32 --modes forward,outliers
     python -m bench.coverage page                   # docs/coverage.md and the JSON, from what is there
     python -m bench.coverage diff A.json B.json     # what changed between two versions of transformers
     python -m bench.coverage names                  # the architectures
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="architectures, such as llama or t5:seq2seq; or `page`, `names`")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
     parser.add_argument("--dtypes", default="fp32,bf16")
-    parser.add_argument("--modes", default="forward,backward,outliers")
+    parser.add_argument("--modes", default="forward,backward")
     parser.add_argument("--patterns", default="", help="comma-separated (default: every pattern of the library)")
     parser.add_argument("--seconds", type=float, default=240.0, help="limit for one architecture (default 240)")
     parser.add_argument("--memory", type=float, default=12.0, help="GiB for one architecture (default 12)")

@@ -29,7 +29,7 @@ class Plan:
 
     folder: Path
     dtypes: tuple[str, ...] = ("fp32", "bf16")
-    modes: tuple[str, ...] = ("forward", "backward", "outliers")
+    modes: tuple[str, ...] = ("forward", "backward")
     patterns: tuple[str, ...] = ()
     jobs: int = 1
     seconds: float = 240.0

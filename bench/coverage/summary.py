@@ -11,6 +11,8 @@ from bench.coverage.oracle.counting import BESIDE
 
 SCHEMA = 1
 FIRST = "fp32 forward"
+IN_RUN = {"moe_experts": "bf16 forward", "linear_cross_entropy": "bf16 backward"}
+"""Patterns that are in models of this run only."""
 
 
 def summarise(folder: Path) -> dict[str, Any]:
@@ -42,11 +44,11 @@ def _architecture(record: dict[str, Any]) -> dict[str, Any]:
             row = _pattern(pattern, arm, run)
             first = patterns.setdefault(pattern, row)
             if any(row[k] != first[k] for k in ("present", "rewritten")):
-                first.setdefault("elsewhere", {})[name] = {k: row[k] for k in ("present", "rewritten")}
+                first.setdefault("elsewhere", {})[name] = {k: row[k] for k in ("present", "rewritten", "default")}
     head = {k: record[k] for k in ("name", "class", "kind", "family")}
     seen = {p: row for p, row in patterns.items() if row["present"] or row["rewritten"] or "elsewhere" in row}
-    first = record["runs"].get(FIRST, {}).get("arms", {})
-    misses = {p: rows for p in sorted(patterns) if p in first and (rows := _misses(first[p], p))}
+    arms = {p: record["runs"].get(IN_RUN.get(p, FIRST), {}).get("arms", {}).get(p) for p in sorted(patterns)}
+    misses = {p: rows for p, arm in arms.items() if arm is not None and (rows := _misses(arm, p))}
     return {**head, "runs": runs, "patterns": dict(sorted(seen.items())), "beside": beside, "misses": misses}
 
 

@@ -140,7 +140,8 @@ def inputs_of(model: Any, architecture: Architecture, seed: int = 0, train: bool
     if architecture.kind == "image":
         return {"pixel_values": _noise(seed, (2, 3, 16, 16), model)}
     if architecture.kind == "speech":
-        return {"input_features": _noise(seed, (2, 8, 16), model), "decoder_input_ids": tokens(seed), "use_cache": False}
+        heard = _noise(seed, (2, 8, 16), model)
+        return {"input_features": heard, "decoder_input_ids": tokens(seed), "use_cache": False}
     books = getattr(model.config, "num_codebooks", 1) if architecture.kind == "causal" else 1
     ids = tokens(seed, (2 * books, 7))
     given: dict[str, Any] = {"input_ids": ids}

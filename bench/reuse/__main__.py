@@ -3,6 +3,8 @@
     python -m bench.reuse                          # a small Llama, every arm
     python -m bench.reuse --growth 6 60            # how compile time grows with the number of equal layers
     python -m bench.reuse --smollm2                # the demo's model: prefill, and decode with a static cache
+    python -m bench.reuse --call-cost              # what a region's call, an operation as written and a kernel cost
+    python -m bench.reuse --coverage               # regions and results over a spread of architectures
     python -m bench.reuse --page docs/reuse.md     # the page, from figures written by --json
 
 Every arm runs in a process and with caches of its own, in turns. Seconds are wall time from the call that compiles to
@@ -16,6 +18,9 @@ import json
 import sys
 from typing import Any
 
+import torch
+
+from bench.reuse import calls, spread
 from bench.reuse.arms import ARMS, Case
 from bench.reuse.page import write
 from bench.reuse.runs import environment, measure
@@ -28,6 +33,8 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=12, help="of the small Llama (default 12)")
     parser.add_argument("--graphs", nargs="+", choices=["prefill", "decode"], default=["prefill", "decode"])
     parser.add_argument("--growth", nargs="+", type=int, help="several numbers of layers instead, prefill only")
+    parser.add_argument("--call-cost", action="store_true", help="of a region's call, an operation, a C++ kernel")
+    parser.add_argument("--coverage", nargs="*", metavar="MODEL", help="tiny models of these architectures, or of all")
     parser.add_argument("--smollm2", action="store_true", help="SmolLM2-135M; needs the demo's extra and its model")
     parser.add_argument("--repeats", type=int, default=1, help="processes of each arm (default 1)")
     parser.add_argument("--threads", type=int, default=1)
@@ -37,6 +44,9 @@ def main() -> int:
     if args.page:
         write(args.page, args.json or "bench/reuse/figures.json")
         return 0
+    if args.coverage is not None or args.call_cost:
+        _others(args)
+        return 0
     rows = []
     for case in _cases(args):
         measured = measure(case, args.arms, args.repeats, args.threads)
@@ -45,6 +55,19 @@ def main() -> int:
             _add(args.json, {"environment": environment(args.threads), "rows": measured})
     show(rows)
     return 0
+
+
+def _others(args: argparse.Namespace) -> None:
+    found: dict[str, Any] = {}
+    if args.call_cost:
+        torch.set_num_threads(args.threads)
+        found["calls"] = calls.call_cost()
+        print(calls.line(found["calls"]))
+    if args.coverage is not None:
+        found["coverage"] = spread.covered(args.coverage)
+        print("\n".join(spread.lines(found["coverage"])))
+    if args.json:
+        _add(args.json, {"environment": environment(args.threads), **found})
 
 
 def _cases(args: argparse.Namespace) -> list[Case]:

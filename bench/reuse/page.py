@@ -7,9 +7,22 @@ import re
 from pathlib import Path
 from typing import Any
 
+from bench.reuse import calls, spread
 from bench.reuse.tables import lines
 
 BEGIN, END = "<!-- figures: python -m bench.reuse --page docs/reuse.md -->", "<!-- end of figures -->"
+
+
+def _tables(record: dict[str, Any]) -> list[str]:
+    tables = []
+    if "rows" in record:
+        tables.append("\n".join(lines(record["rows"])))
+    if "calls" in record:
+        tables.append(calls.line(record["calls"]))
+    if "coverage" in record:
+        head = f"Tiny random models of {spread.LAYERS} layers in fp32, compiled by `aot_eager`; processor seconds."
+        tables.append("\n".join([head, "", *spread.lines(record["coverage"])]))
+    return tables
 
 
 def write(page: str, figures: str) -> None:
@@ -21,7 +34,7 @@ def write(page: str, figures: str) -> None:
         parts.append(
             f"{found['processor']}, {found['cores']} cores, {found['threads']} thread(s), torch {found['torch']}, "
             f"Python {found['python']}; load of the machine when it ended: {found['load']:.1f}.\n\n"
-            + "\n".join(lines(record["rows"]))
+            + "\n\n".join(_tables(record))
         )
     file = Path(page)
     text = file.read_text(encoding="utf-8")

@@ -16,7 +16,17 @@ import torch
 
 from bench.reuse.arms import Case
 
-FIGURES = ("seconds", "processor_seconds", "ms", "eager_ms", "error", "peak_mib")
+FIGURES = (
+    "seconds",
+    "processor_seconds",
+    "tracing_seconds",
+    "ms",
+    "eager_ms",
+    "error",
+    "compile_mib",
+    "call_mib",
+    "children_mib",
+)
 
 
 def measure(case: Case, arms: Sequence[str], repeats: int, threads: int) -> list[dict[str, Any]]:

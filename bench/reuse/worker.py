@@ -9,6 +9,8 @@ import statistics
 import sys
 import time
 
+from bench.reuse.memory import allocated_by, peak, reset_peak, resident
+
 CALLS = 30
 
 
@@ -27,9 +29,18 @@ def main() -> None:
         call = call_of(case, model)
         expected = call(model)
         fast = compile_by(arm, model)
+        from torch._dynamo.utils import compilation_time_metrics
+
+        compilation_time_metrics.clear()
+        reset_peak()
+        before = resident()
         wall, processor = time.perf_counter(), _processor()
         found = call(fast)
         wall, processor = time.perf_counter() - wall, _processor() - processor
+        compile_mib = peak() - before
+        tracing = sum(sum(compilation_time_metrics.get(name, ())) for name in ("bytecode_tracing", "build_guards"))
+        call(fast)
+        call_mib = allocated_by(lambda: call(fast))
         taken, eager = [], []
         for _ in range(CALLS):
             for times, run in ((taken, fast), (eager, model) if arm != "by_hand" else ([], fast)):
@@ -43,9 +54,11 @@ def main() -> None:
         regions = [region.copies for report in fxfuse.reports() for r in report.reuse for region in r.repeated]
     error = float((found - expected).abs().max() / expected.abs().max())
     print(json.dumps({
-        "seconds": wall, "processor_seconds": processor, "ms": statistics.median(taken) * 1e3,
+        "seconds": wall, "processor_seconds": processor, "tracing_seconds": tracing,
+        "ms": statistics.median(taken) * 1e3,
         "eager_ms": statistics.median(eager) * 1e3 if eager else None, "error": error, "regions": regions,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "compile_mib": compile_mib, "call_mib": call_mib,
+        "children_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
     }))  # fmt: skip
 
 

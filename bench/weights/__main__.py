@@ -7,7 +7,8 @@
     python -m bench.weights --smollm2 --layers 6    # ratios to Inductor's default, real weights; the demo's extra
     python -m bench.weights --table --cost --page docs/weights.md --json weights.json
 
-Figures of parts that are not asked for are taken from --json, where an earlier run wrote them.
+Figures of parts that are not asked for are taken from --json, where an earlier run wrote them; the page keeps a part
+for which there are none.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=8.0, help="time for each row count, all arms together")
+    parser.add_argument("--resident", action="store_true", help="each arm once more, in a process of its own")
+    parser.add_argument("--arm", help="only this arm, and print its resident MB (what --resident starts)")
     parser.add_argument("--isa", help="cap on the instructions that oneDNN may use (ONEDNN_MAX_CPU_ISA)")
     parser.add_argument("--page", type=Path, help="write the page here")
     parser.add_argument("--json", type=Path, help="read figures of an earlier run from here, and write them all")
@@ -51,7 +54,8 @@ def main() -> int:
     if args.page:
         from bench.weights.page import page
 
-        args.page.write_text(page(found), encoding="utf-8")
+        before = args.page.read_text(encoding="utf-8") if args.page.exists() else ""
+        args.page.write_text(page(found, before), encoding="utf-8")
     return int(wrong)
 
 
@@ -83,7 +87,11 @@ def measure(args: argparse.Namespace, found: dict[str, Any]) -> bool:
         left = cycles(args.cycles, max(1, args.cycles // 10), stock=args.stock)
         found["stock" if args.stock else "cycles"] = [asdict(one) for one in left]
         print(*left, sep="\n")
-    if args.smollm2:
+    if args.smollm2 and args.arm:
+        from bench.weights.smollm2 import resident
+
+        print(resident(args.dtypes[0], args.rows[0], args.arm, args.layers))
+    elif args.smollm2:
         from bench.weights.smollm2 import measure as ratios
 
         new = ratios(args)

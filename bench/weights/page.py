@@ -30,6 +30,7 @@ A transform is a pure function of captured parameters. It is checked on fake ten
 | `cast("w", dtype)` | the same | none | copy, inline |
 | `scale("w", 0.5)`, `scale("w", "v")` | (A, ...) -> (A, ...), `v` (A,): rows | none | copy, inline |
 | `fold("w", "s", offset=False)` | (out, in), `s` (in,) -> (out, in), times `s` or 1 + `s` | none | copy, inline |
+| `panels("w")` | (out, in) in fp32 -> (out / 32 rounded up, in, 32) | cuts off, transposes back | copy |
 | `pack("w")` | (out, in) in fp32 -> a handle (1,) of oneDNN's blocked layout | none | copy |
 
 A name that stands for several parameters (`many`) stands for all of them: `stack("projections")`. Products are
@@ -59,6 +60,9 @@ LIMITS = """
 - A copy is watched by identity, address, layout, version and 16 elements of each source. A write that leaves no
   version (few elements through `.data` or NumPy) and misses all of these is not seen; the report says so wherever a
   copy is used.
+- fxfuse's panels need AVX-512 and a C++ compiler (the inner compiler's own). Without them `extra_memory` gives an
+  fp32 linear nothing by itself. oneDNN's packed weights (`cpu_packed`) run when named: they sum in one go, with more
+  error than eager.
 - MKL's packed layout is not offered: for one linear it allocates megabytes beside the weight (table above), which
   no `extra_memory` near 1 grants to layers of such sizes.
 - `scale`, `fold`, `pad`, `chunk`, `permute` and `experts` have no measured kernel: `folded` (rms_norm_qkv) runs
@@ -66,12 +70,21 @@ LIMITS = """
 """
 
 
-def page(found: dict[str, Any]) -> str:
-    """The whole page; parts without figures say so."""
-    parts = [INTRODUCTION, _events(found.get("table")), _refused(found.get("refused")), _cost(found.get("cost"))]
-    parts += [_packed(found.get("packed"))]
+def page(found: dict[str, Any], before: str = "") -> str:
+    """The whole page. A part without figures stays as it was in the page `before`, or says that it has none."""
+    parts = [INTRODUCTION, _events(found.get("table")), _refused(found.get("refused"))]
+    parts += [_cost(found.get("cost")) + "\n" + _packed(found.get("packed"))]
     parts += [_cycles(found.get("cycles"), found.get("stock")), _ratios(found.get("smollm2")), LIMITS]
-    return "\n".join(part.strip("\n") + "\n" for part in parts)
+    old = {_heading(part): part for part in ("\n" + before).split("\n## ")[1:]}
+    kept = [
+        "## " + old[_heading(part[3:])] if "Not measured." in part and _heading(part[3:]) in old else part
+        for part in map(str.lstrip, parts)
+    ]
+    return "\n".join(part.strip("\n") + "\n" for part in kept)
+
+
+def _heading(part: str) -> str:
+    return part.partition("\n")[0]
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -170,28 +183,31 @@ def _ratios(records: list[dict[str, Any]] | None) -> str:
     text = """## SmolLM2 on a CPU
 
 `python -m bench.weights --smollm2`: whole forward, real weights, ratio to Inductor's default (above 1: faster),
-arms interleaved in one process. Patterns `rms_norm_gated_mlp`, `rms_norm_qkv` and `linear`; "granted" is
-`extra_memory=1.0` in fp32 and 2.0 in bf16. Error: RMS of the logits against float64. MB: parameters and what is
-derived from them.
+arms interleaved in one process. Patterns `rms_norm_gated_mlp`, `rms_norm_qkv` and `linear`, named; "granted" is
+`extra_memory=1.0`. Error: RMS of the logits against float64. MB: parameters and what is derived from them; resident:
+of the process, after its calls, each arm in one of its own (`--resident`).
 
-The machine was shared, and the vocabulary's projection is most of a model of so few layers. A point that was run twice
-(10 and 40 seconds; the longer one stands here) moved from 0.90 to 1.03 in the arm without extra memory, whose kernels
-are Inductor's own there, so smaller differences say nothing. Row counts that have no line, the whole model, and the
-resident memory of each arm were not measured.
+The figures were taken on a Sapphire Rapids, which has AMX; where AVX512_CORE_VNNI stands, oneDNN and fxfuse were
+capped to the instructions of a CPU without bf16 ones. In bf16 such a CPU gets `cpu_panels_fp32`: fp32 arithmetic
+straight from the bf16 weights, with no second copy and less error than eager, at every row count. In fp32
+`extra_memory=1.0` gives `cpu_kept_panels` from 2 to 64 rows; elsewhere, and without memory, the kernels are
+PyTorch's own, which the inner compiler has anyway: such arms differ by noise. `cpu_panels` (fp32, no copy) runs
+when named, or where `fxfuse tune` found it faster.
 """
     if not records:
         return f"{text}\nNot measured.\n"
     rows = []
     for r in records:
         isa = f", {r['isa']}" if r["isa"] else ""
+        resident = " / ".join(f"{arm['resident']:.0f}" if "resident" in arm else "-" for arm in r["arms"].values())
         where = f"{r['layers']} layers, {r['threads']} thread(s){isa}, load {r['load']:.1f}"
         arms = r["arms"].items()
         rows.append(
             [
                 r["dtype"], r["rows"], where, *(f"{arm['ratio']:.2f}" for _, arm in arms),
                 " / ".join(f"{arm['error']:.1e}" for _, arm in arms),
-                " / ".join(f"{arm['bytes'] / 1e6:.0f}" for _, arm in arms),
+                " / ".join(f"{arm['bytes'] / 1e6:.0f}" for _, arm in arms), resident,
             ]
         )  # fmt: skip
     names = list(records[0]["arms"])
-    return f"{text}\n{_table(['dtype', 'rows', 'run', *names, 'errors', 'MB'], rows)}"
+    return f"{text}\n{_table(['dtype', 'rows', 'run', *names, 'errors', 'MB', 'resident MB'], rows)}"

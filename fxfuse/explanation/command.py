@@ -52,6 +52,13 @@ def run(args: argparse.Namespace) -> int:
         where = "module" if not report.sites else "site"
         raise OptionError(f"--at {args.at!r} is no {where} of this report; there are: {_places(report.sites)}.")
     show(shown, console, whole=report, code=args.code)
+    missed = next((s for s in shown.sites if s.outcome == "missed"), None)
+    if missed is not None and args.at is None:
+        again = f"--hf {args.hf}" if args.hf is not None else str(args.script)
+        where = next((m for m in missed.modules if m), "")
+        one = f"fxfuse explain --at {where} --code {again}" if where else f"fxfuse explain --code {again}"
+        console.print(f"\n{one}  shows the lines; --html FILE all of it", markup=False, soft_wrap=True)
+        console.print("what each code means and what to do: docs/reasons.md, docs/debugging.md", markup=False)
     for path in filter(None, (args.html, args.json)):
         console.print(f"written: {path}", markup=False)
     return code

@@ -1,9 +1,11 @@
-"""What a CPU does that Inductor does not do by itself: fp32 GEMMs from bf16 weights, a reduction for one row, packing.
+"""What a CPU does that Inductor does not do by itself: fp32 GEMMs from bf16 weights, a reduction for one row, panels.
 
 Without bf16 instructions oneDNN's bf16 GEMM is several times slower than fp32's, so the projections are computed in
 fp32, straight from the bf16 weights, without a second copy; one row is a reduction, which reads each weight once.
-Packed weights spare oneDNN the reordering of a weight on each call, which is what a GEMM of few rows waits for. They
-are a second copy, so they are taken only where `extra_memory` grants it.
+MKL and oneDNN reorder a weight on each call, which is what a GEMM of few rows waits for: fxfuse's own (`panels.py`)
+reorders it piece by piece in cache. Kept panels spare that as well; they are a second copy, so they are taken only
+where `extra_memory` grants it. oneDNN's packed weights are there by name: they sum in one go, with more error than
+eager.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ import torch.nn.functional as F
 
 from fxfuse.compat import can_pack_linear, cpu_multiplies_bf16, size_hint
 from fxfuse.kernels.facts import SiteFacts
+from fxfuse.kernels.panels import kept_panel_linear, panel_linear
+from fxfuse.kernels.panels import register as register_panels
+from fxfuse.kernels.panels import unavailable as panels_unavailable
 from fxfuse.params import Transform, cast, pack
 from fxfuse.params.packing import BLOCK, packed_linear, register
 
@@ -57,6 +62,52 @@ def _is_one_row(x: Any) -> bool:
 WIDE: dict[str, Any] = {"device": "cpu", "dtypes": LOW, "when": slow_bf16, "backward": "autograd", "default": True}
 
 
+# panels
+
+PANEL_ROWS = (2, 64)
+"""Where the panels of a fp32 weight win over MKL's GEMM (docs/weights.md)."""
+KEPT_ROWS = (2, 64)
+"""Where it pays to keep them."""
+LOW_ROWS = (1, 2**31 - 1)
+"""The same of a bf16 weight, without bf16 instructions: everywhere."""
+
+
+def panels_low(facts: SiteFacts) -> str | None:
+    """Why fp32 arithmetic on low-precision weights cannot run in panels at a site, or does not pay there; or None."""
+    if cpu_multiplies_bf16():
+        return "needs a CPU without bf16 instructions; this one has them"
+    return panels_fit(facts)
+
+
+def panels_fit(facts: SiteFacts) -> str | None:
+    """Why the operands of a site cannot be taken in panels, or None."""
+    for name, tensors in facts.operands.items():
+        for tensor in tensors:
+            if tensor.dtype not in (torch.float32, *LOW):
+                return f"needs {name} in fp32, bf16 or fp16; the site has it in {tensor.dtype}"
+    return panels_unavailable()
+
+
+def low_linear(x: Any, weight: Any, bias: Any) -> Any:
+    """`linear` in fp32 of operands in any of the dtypes, in panels; the result is fp32."""
+    return panel_linear(x.float(), weight, bias if bias is None else bias.float())
+
+
+def kept_linear(x: Any, kept: Any, bias: Any, rows: int) -> Any:
+    """The same with kept panels of a weight of so many rows."""
+    return kept_panel_linear(x.float(), kept, bias if bias is None else bias.float(), rows)
+
+
+_OWN: dict[str, Any] = {"device": "cpu", "op": register_panels, "dtypes": (torch.float32,), "when": panels_fit}
+PANELS: dict[str, dict[str, Any]] = {
+    "cpu_panels": {**_OWN, "rows": PANEL_ROWS},
+    "cpu_panels_fp32": {**_OWN, "dtypes": LOW, "rows": LOW_ROWS, "when": panels_low, "default": True},
+}
+"""Two kernels from one function. For fp32 weights it runs when named, or where `fxfuse tune` measured that it wins; for
+low-precision ones on a CPU that multiplies them slowly it is the default."""
+KEPT_PANELS: dict[str, Any] = {**_OWN, "name": "cpu_kept_panels", "rows": KEPT_ROWS, "default": True}
+
+
 # packed weights
 
 
@@ -84,7 +135,7 @@ def packed(weight: str | Transform) -> Transform:
     return pack(cast(weight, torch.float32))
 
 
-_ANY: dict[str, Any] = {"device": "cpu", "op": register, "default": True}
+_ANY: dict[str, Any] = {"device": "cpu", "op": register}
 PACKED: dict[str, dict[str, Any]] = {
     "cpu_packed": {**_ANY, "dtypes": (torch.float32,), "rows": PACKED_ROWS, "when": packs},
     "cpu_packed_fp32": {**_ANY, "dtypes": LOW, "rows": PACKED_LOW_ROWS, "when": packs_low},

@@ -15,10 +15,20 @@ from typing import Any
 import torch.nn.functional as F
 
 from fxfuse.kernels.common import TRITON
-from fxfuse.kernels.cpu import PACKED, WIDE, linear_of_packed, packed, wide_linear
+from fxfuse.kernels.cpu import (
+    KEPT_PANELS,
+    PACKED,
+    PANELS,
+    WIDE,
+    kept_linear,
+    linear_of_packed,
+    low_linear,
+    packed,
+    wide_linear,
+)  # fmt: skip
 from fxfuse.kernels.norms import normed
 from fxfuse.kernels.registry import kernel
-from fxfuse.params import stack
+from fxfuse.params import panels, stack
 
 PATTERN = "rms_norm_gated_mlp"
 WITH_ADD = "rms_norm_gated_mlp_add"
@@ -146,6 +156,78 @@ def cpu_fp32_gemm_bare(
 ) -> Any:  # fmt: skip
     """fp32 GEMMs from bf16 weights; less rounding than eager, no second copy of any weight."""
     return _wide(x, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
+
+
+# panels: fxfuse's own GEMM, from the weights as they are, and from kept ones
+
+
+def _in_panels(
+    h: Any, gate: Any, up: Any, gate_up: Any, down: Any,
+    gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any, proj: str, act: str,
+) -> Any:  # fmt: skip
+    if proj == "separate":
+        g, u = low_linear(h, gate, gate_bias), low_linear(h, up, up_bias)
+    else:
+        g, u = halves(low_linear(h, gate_up, gate_up_bias), proj)
+    return low_linear(ACTIVATIONS[act](g) * u, down, down_bias).to(h.dtype)
+
+
+def cpu_panels(
+    x: Any, weight: Any, gate: Any, up: Any, gate_up: Any, down: Any,
+    gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any,
+    *, eps: Any, norm: str, proj: str, act: str,
+) -> Any:  # fmt: skip
+    """In fp32, from the weights as they are, panel by panel; nothing is rounded in between."""
+    h = normed(x, weight, eps, norm)
+    return _in_panels(h, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
+
+
+def cpu_panels_bare(
+    x: Any, gate: Any, up: Any, gate_up: Any, down: Any,
+    gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any, *, proj: str, act: str,
+) -> Any:  # fmt: skip
+    """In fp32, from the weights as they are, panel by panel; nothing is rounded in between."""
+    return _in_panels(x, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
+
+
+for _name, _requires in PANELS.items():
+    kernel(PATTERN, name=_name, **_requires)(cpu_panels)
+    kernel(BARE, name=_name, **_requires)(cpu_panels_bare)
+
+
+def _from_kept(
+    h: Any, gate: Any, up: Any, down: Any, rows: Any, last: Any, gate_bias: Any, up_bias: Any, down_bias: Any, act: str
+) -> Any:
+    g, u = kept_linear(h, rows, None, gate.shape[0] + up.shape[0]).chunk(2, -1)
+    if gate_bias is not None:
+        g, u = g + gate_bias.float(), u + up_bias.float()
+    return kept_linear(ACTIVATIONS[act](g) * u, last, down_bias, down.shape[0]).to(h.dtype)
+
+
+_KEPT: dict[str, Any] = {
+    **KEPT_PANELS,
+    "variants": {"proj": {"separate"}},
+    "derive": {"rows": panels(stack("gate", "up")), "last": panels("down")},
+}
+
+
+@kernel(PATTERN, **_KEPT)
+def cpu_kept_panels(
+    x: Any, weight: Any, gate: Any, up: Any, down: Any, rows: Any, last: Any,
+    gate_bias: Any, up_bias: Any, down_bias: Any, *, eps: Any, norm: str, act: str,
+) -> Any:  # fmt: skip
+    """Two GEMMs over kept panels; `gate`, `up` and `down` are asked for their sizes only."""
+    h = normed(x, weight, eps, norm)
+    return _from_kept(h, gate, up, down, rows, last, gate_bias, up_bias, down_bias, act)
+
+
+@kernel(BARE, **_KEPT)
+def cpu_kept_panels_bare(
+    x: Any, gate: Any, up: Any, down: Any, rows: Any, last: Any, gate_bias: Any, up_bias: Any, down_bias: Any,
+    *, act: str,
+) -> Any:  # fmt: skip
+    """Two GEMMs over kept panels; `gate`, `up` and `down` are asked for their sizes only."""
+    return _from_kept(x, gate, up, down, rows, last, gate_bias, up_bias, down_bias, act)
 
 
 # packed weights: one GEMM for gate and up, one for down, both over weights that oneDNN need not reorder

@@ -6,8 +6,19 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from fxfuse.kernels.cpu import PACKED, WIDE, linear_of_packed, packed, wide_linear
+from fxfuse.kernels.cpu import (
+    KEPT_PANELS,
+    PACKED,
+    PANELS,
+    WIDE,
+    kept_linear,
+    linear_of_packed,
+    low_linear,
+    packed,
+    wide_linear,
+)  # fmt: skip
 from fxfuse.kernels.registry import kernel
+from fxfuse.params import panels
 
 PATTERN = "linear"
 
@@ -22,6 +33,21 @@ def plain(x: Any, weight: Any, bias: Any) -> Any:
 def cpu_fp32_gemm(x: Any, weight: Any, bias: Any) -> Any:
     """An fp32 GEMM from a bf16 weight; less rounding than eager, no second copy."""
     return wide_linear(x, weight, bias)
+
+
+def cpu_panels(x: Any, weight: Any, bias: Any) -> Any:
+    """In fp32, from the weight as it is, panel by panel."""
+    return low_linear(x, weight, bias).to(x.dtype)
+
+
+for _name, _requires in PANELS.items():
+    kernel(PATTERN, name=_name, **_requires)(cpu_panels)
+
+
+@kernel(PATTERN, derive={"kept": panels("weight")}, **KEPT_PANELS)
+def cpu_kept_panels(x: Any, weight: Any, kept: Any, bias: Any) -> Any:
+    """From panels that are kept; `weight` is asked for its size only."""
+    return kept_linear(x, kept, bias, weight.shape[0]).to(x.dtype)
 
 
 def cpu_packed(x: Any, weight: Any, blocks: Any, bias: Any) -> Any:

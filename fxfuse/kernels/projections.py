@@ -8,10 +8,20 @@ import torch
 import torch.nn.functional as F
 
 from fxfuse.kernels.common import TRITON
-from fxfuse.kernels.cpu import PACKED, WIDE, linear_of_packed, packed, wide_linear
+from fxfuse.kernels.cpu import (
+    KEPT_PANELS,
+    PACKED,
+    PANELS,
+    WIDE,
+    kept_linear,
+    linear_of_packed,
+    low_linear,
+    packed,
+    wide_linear,
+)  # fmt: skip
 from fxfuse.kernels.norms import normed
 from fxfuse.kernels.registry import kernel
-from fxfuse.params import fold, stack
+from fxfuse.params import fold, panels, stack
 
 PATTERN = "rms_norm_qkv"
 
@@ -52,6 +62,26 @@ def cpu_fp32_gemm(x: Any, weight: Any, projections: Any, biases: Any, *, eps: An
     """fp32 GEMMs from bf16 weights; less rounding than eager, no second copy of any weight."""
     h = normed(x, weight, eps, norm)
     return tuple(wide_linear(h, w, b) for w, b in zip(projections, _each(biases, projections), strict=True))
+
+
+def cpu_panels(x: Any, weight: Any, projections: Any, biases: Any, *, eps: Any, norm: str) -> Any:
+    """In fp32, from the weights as they are, panel by panel."""
+    h = normed(x, weight, eps, norm)
+    each = zip(projections, _each(biases, projections), strict=True)
+    return tuple(low_linear(h, w, b).to(x.dtype) for w, b in each)
+
+
+for _name, _requires in PANELS.items():
+    kernel(PATTERN, name=_name, **_requires)(cpu_panels)
+
+
+@kernel(PATTERN, derive={"rows": panels(stack("projections"))}, **KEPT_PANELS)
+def cpu_kept_panels(x: Any, weight: Any, rows: Any, projections: Any, biases: Any, *, eps: Any, norm: str) -> Any:
+    """One GEMM over kept panels of all weights, whose result is cut; `projections` are asked for their sizes only."""
+    h = normed(x, weight, eps, norm)
+    parts = _cut(kept_linear(h, rows, None, sum(w.shape[0] for w in projections)), projections)
+    each = zip(parts, _each(biases, projections), strict=True)
+    return tuple((part if b is None else part + b.float()).to(x.dtype) for part, b in each)
 
 
 def cpu_packed(x: Any, weight: Any, rows: Any, projections: Any, biases: Any, *, eps: Any, norm: str) -> Any:

@@ -20,7 +20,7 @@ import torch
 
 from fxfuse import library
 from fxfuse.authoring.region import Region
-from fxfuse.errors import PatternError, unknown
+from fxfuse.errors import PatternError, first_line, unknown
 from fxfuse.kernels.facts import SiteFacts
 from fxfuse.kernels.lazy import Lazy
 from fxfuse.kernels.requirements import Requirements, declared
@@ -69,7 +69,12 @@ class Kernel:
 
     @functools.cached_property
     def unloadable(self) -> str | None:
-        """Why an implementation that is given by its path cannot be had, or None; imports it."""
+        """Why an implementation given by its path, or the op that it calls, cannot be had; or None. Imports, builds."""
+        if self.op is not None:
+            try:
+                self.op()
+            except Exception as error:
+                return f"cannot have its op: {first_line(error)}"
         if not isinstance(self.function, Lazy):
             return None
         try:
@@ -169,8 +174,9 @@ def kernel(
         derive: operand name -> transform of captures, e.g. ``{"gate_up": stack("gate", "up")}``.
         backward: ``"autograd"`` where autograd differentiates the function itself; None: inference only.
         default: whether it may be chosen without being named; needs a measurement or to be conservative.
-        op: registers the custom op that the function calls, where importing its module does not; or the path of what
-            does. A compiled graph that a cache on disk held needs the op, and the function does not run for it.
+        op: registers the custom op that the function calls, where importing its module does not, and builds what the op
+            needs; or the path of what does. Called when the kernel is chosen, which is refused if it raises. A compiled
+            graph that a cache on disk held needs the op, too, and the function does not run for it.
         implementation: the function, as ``"package.module:attribute"``.
         takes: its operands by name; without them those of the pattern's reference, less what is derived from.
         force: replace a kernel of that name, which is logged.

@@ -135,7 +135,8 @@ class _Bisect:
     def run(self) -> Bisection:
         whole = self.probe(None)
         if not whole.reports:
-            raise CaptureError("Dynamo captured no graph while the check ran, so there is nothing to bisect.")
+            failed = f" The check itself failed: {whole.problem}." if whole.problem is not None else ""
+            raise CaptureError(f"Dynamo captured no graph while the check ran, so there is nothing to bisect.{failed}")
         if whole.used == 0:
             missed = sum(len(r.sites) for r in whole.reports)
             raise BisectError(

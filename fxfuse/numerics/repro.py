@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from fxfuse.errors import OptionError
 from fxfuse.kernels import Kernel
 from fxfuse.numerics.isolate import Isolated
 from fxfuse.numerics.trial import size_of
+from fxfuse.numerics.written import definitions, has_future
 from fxfuse.options import Options, parse
 from fxfuse.report import Site
 from fxfuse.view import LeafKind
@@ -29,7 +30,7 @@ _SCRIPT = '''\
 Made by fxfuse {fxfuse} on torch {torch}, with random values in the site's shapes and dtypes. Ends with exit code 1
 where the kernel is farther from float64 than the contract allows.
 """
-
+{future}
 import sys
 
 import torch
@@ -131,6 +132,7 @@ def script_of(of: Rewritten, site: Site, options: Options) -> str:
         fxfuse=fxfuse.__version__,
         torch=torch.__version__,
         imports="\n".join(_imports(of.match.pattern, of.kernel)),
+        future="\nfrom __future__ import annotations\n" if _is_postponed(of.match.pattern, of.kernel) else "",
         parameters="\n".join(parameters) or "        pass",
         forward="\n".join([f"    def forward({', '.join(['self', *names])}):", *bindings, *_body(original)]),
         inputs="\n".join(inputs),
@@ -168,22 +170,58 @@ def _body(gm: fx.GraphModule) -> list[str]:
 
 
 def _imports(pattern: Pattern, kernel: Kernel) -> list[str]:
-    """Lines that bring the pattern, as ``pattern``, and register the kernel."""
+    """Lines that bring the pattern, as ``pattern``, and register the kernel.
+
+    Raises:
+        OptionError: no other script can have the pattern or the kernel.
+    """
     home = inspect.getmodule(pattern.function)
     name = next((n for n, v in vars(home).items() if v is pattern), None) if home is not None else None
     if home is None or name is None:
-        return [f"pattern = ...  # put {pattern.name} here, which is defined at {pattern.line}"]
+        raise OptionError(f"pattern {pattern.name!r} ({pattern.line}) is not a name of its module{_ELSEWHERE}")
+    function = inspect.unwrap(kernel.function)
     lines = []
-    for module in dict.fromkeys([home.__name__, getattr(kernel.function, "__module__", None)]):
+    for module in dict.fromkeys([home.__name__, getattr(function, "__module__", None)]):
         if module is None or module == "fxfuse" or module.startswith("fxfuse."):
             continue
         known = sys.modules.get(module)
         file = getattr(known, "__file__", None)
+        if module == "__main__":
+            if file is None or not os.path.isfile(file):
+                raise OptionError(f"pattern {pattern.name!r} or its kernel was defined at a prompt{_ELSEWHERE}")
+            mine = [name] if module == home.__name__ else []
+            mine += [function.__qualname__] if function.__module__ == module else []
+            lines += _script_lines(file, dict.fromkeys(mine))
+            lines += [f"pattern = {name}"] if module == home.__name__ else []
+            continue
         if file and not module.partition(".")[0].startswith("fxfuse_patterns"):
             folder = os.path.dirname(os.path.abspath(file))
-            for _ in range(module.count(".") if module != "__main__" else 0):
+            for _ in range(module.count(".")):
                 folder = os.path.dirname(folder)
             lines.append(f"sys.path.insert(0, {folder!r})")
-        written = os.path.splitext(os.path.basename(file))[0] if module == "__main__" and file else module
-        lines.append(f"from {written} import {name} as pattern" if module == home.__name__ else f"import {written}")
+        lines.append(f"from {module} import {name} as pattern" if module == home.__name__ else f"import {module}")
     return lines or [f"from {home.__name__} import {name} as pattern"]
+
+
+_ELSEWHERE = (
+    ", so that no other script can have it. Put it into a file of its own, at the top level, and import it from there: "
+    "then a repro can do so, too."
+)
+
+
+def _is_postponed(pattern: Pattern, kernel: Kernel) -> bool:
+    """Whether what is taken from a script has postponed annotations there."""
+    functions = (inspect.unwrap(pattern.function), inspect.unwrap(kernel.function))
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return any(f.__module__ == "__main__" for f in functions) and file is not None and has_future(file)
+
+
+def _script_lines(file: str, names: Iterable[str]) -> list[str]:
+    """What the script defines these with; importing it would run it again."""
+    folder = os.path.dirname(os.path.abspath(file))
+    return [
+        f"sys.path.insert(0, {folder!r})",
+        f"\n# --- of {os.path.basename(file)}",
+        *definitions(file, names),
+        "\n# ---",
+    ]

@@ -3,7 +3,7 @@
 from fxfuse.params.budget import Budget
 from fxfuse.params.derived import COPIES_ARE_WATCHED, Derived, DerivedInputs, copies, refresh, unwatchable
 from fxfuse.params.layouts import chunk, experts, pad, permute
-from fxfuse.params.packing import pack
+from fxfuse.params.packing import pack, panels
 from fxfuse.params.scaling import fold, scale
 from fxfuse.params.share import NotShareable, restore, share
 from fxfuse.params.transforms import Transform, cast, stack, transpose
@@ -22,6 +22,7 @@ __all__ = [
     "fold",
     "pack",
     "pad",
+    "panels",
     "permute",
     "refresh",
     "restore",

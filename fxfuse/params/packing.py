@@ -1,7 +1,7 @@
-"""`pack`: a linear's weight in oneDNN's blocked layout, which its GEMM reads without reordering it first.
+"""A linear's weight in the layout that its GEMM reads: `panels`, fxfuse's own, and `pack`, oneDNN's blocked one.
 
-A tensor in that layout is opaque: it has no strides, Inductor takes it for a constant only, and nothing may look into
-it. So what reaches a graph is a *handle*, an ordinary int64 tensor (1,) that holds the packed one alive and names it.
+A tensor in oneDNN's layout is opaque: it has no strides, Inductor takes it for a constant only, and nothing may look
+into it. What reaches a graph is a *handle*, an ordinary int64 tensor (1,) that holds the packed one alive and names it.
 The op `packed_linear` asks the handle. A handle whose packed weight is gone raises; it never reads other memory.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fxfuse.compat import can_pack_linear, pack_linear, packed_bytes, run_packed_linear
@@ -22,6 +23,9 @@ from fxfuse.params.transforms import Transform
 
 BLOCK = (64, 16)
 """Rows and columns are padded up to multiples of these, at most (AVX-512; AVX2 pads less)."""
+
+PANEL = 32
+"""Rows of a weight in one panel."""
 
 _PACKED: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count(1)
@@ -58,6 +62,42 @@ class Pack(Transform):
 
     def bytes_held(self, result: Tensor) -> int:
         return packed_bytes(packed_in(result))
+
+
+@dataclass(frozen=True)
+class Panels(Transform):
+    """See `panels`."""
+
+    @property
+    def inlinable(self) -> bool:
+        return False
+
+    def _check(self, values: Sequence[Tensor]) -> None:
+        (weight,) = values
+        if weight.ndim != 2 or weight.dtype is not torch.float32:
+            raise ValueError(
+                f"{self.describe()} needs a float32 weight (out, in); "
+                f"found {weight.dtype} {tuple(weight.shape)} for {self._operand_names()}"
+            )
+
+    def _apply(self, values: Sequence[Any]) -> Any:
+        (weight,) = values
+        rows, columns = weight.shape
+        whole = F.pad(weight, (0, 0, 0, -rows % PANEL)) if rows % PANEL else weight
+        return whole.reshape(-(-rows // PANEL), PANEL, columns).transpose(1, 2).contiguous()
+
+    def _invert(self, result: Tensor, shapes: Sequence[torch.Size]) -> Sequence[Tensor]:
+        rows, columns = shapes[0]
+        return (result.transpose(1, 2).reshape(len(result) * PANEL, columns)[:rows],)
+
+
+def panels(operand: str | Transform) -> Panels:
+    """A float32 weight (out, in) as panels of 32 rows, each transposed: (out / 32 rounded up, in, 32), zeros below.
+
+    What `fxfuse.kernels.panels` makes of a weight on each call, kept. The inverse cuts the zeros off. It is a second
+    copy always: its sources cannot live in it, and a kernel that keeps no panels needs no such tensor.
+    """
+    return Panels((operand,))
 
 
 def pack(operand: str | Transform) -> Pack:

@@ -18,6 +18,8 @@ _MOST = 3
 def render(report: Report) -> str:
     """The whole report, deterministic."""
     lines = [report.summary()]
+    if not report.sites and report.patterns:
+        lines += ["", looked_for(report)]
     patterns = sorted({s.pattern for s in report.sites})
     for pattern in patterns:
         lines += ["", *_pattern(pattern, [s for s in report.sites if s.pattern == pattern])]
@@ -28,6 +30,12 @@ def render(report: Report) -> str:
         inner = f"; inner compiler {report.seconds['inner']:.1f} s" if "inner" in report.seconds else ""
         lines += ["", f"time: fxfuse itself {report.own_seconds:.2f} s ({own}){inner}"]
     return "\n".join(lines)
+
+
+def looked_for(report: Report) -> str:
+    """What to say where there is no site: what was looked for."""
+    names = listed(p.name for p in report.patterns)
+    return f'No place looks like {names}. Other patterns are looked for where options={{"patterns": [...]}} names them.'
 
 
 def _pattern(pattern: str, sites: list[Site]) -> list[str]:

@@ -14,6 +14,7 @@ from end_to_end.tiny import PATTERN, PLACEMENTS, close, recorded
 from torch import Tensor
 
 import fxfuse
+from fxfuse.kernels import cpu
 
 transformers = pytest.importorskip("transformers")
 
@@ -143,6 +144,9 @@ def test_bf16_sites_and_error_contract(name: str) -> None:
     assert_error_contract(model, fast)
 
 
+needs_panels = pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs AVX-512")
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "kernel"),
     [
@@ -150,6 +154,7 @@ def test_bf16_sites_and_error_contract(name: str) -> None:
         ("phi3", (4, 13), "cpu_fp32_gemm"),
         ("gemma2", (4, 13), "cpu_fp32_gemm"),
         ("llama", (1, 1), "cpu_fp32_gemm"),
+        pytest.param("phi3", (2, 7), "cpu_panels_fp32", marks=needs_panels),
         ("llama", (2, 7), "plain"),  # between one row and many oneDNN's own bf16 is the faster one
     ],
 )
@@ -158,6 +163,8 @@ def test_bf16_on_a_cpu_without_bf16_instructions(
     name: str, shape: tuple[int, int], kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")  # read anew by fxfuse, once by oneDNN
+    if kernel != "cpu_panels_fp32":
+        monkeypatch.setattr(cpu, "panels_unavailable", lambda: "needs AVX-512")
     family = FAMILIES[name]
     model = family.build(dtype=torch.bfloat16)
     fast, report = compile_once(model, ids(shape=shape))

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxfuse
-from fxfuse.kernels import cpu
+from fxfuse import params
+from fxfuse.kernels import cpu, panels
 
 HIDDEN, INNER, EPS = 64, 128, 1e-6
 FLOOR = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-3}
@@ -81,26 +82,46 @@ def within_contract(model: Net, fast: Any, rows: tuple[int, ...], dtype: torch.d
         assert mine <= 2 * theirs + FLOOR[dtype]
 
 
-@pytest.mark.parametrize("dtype", FLOOR, ids=str)
-@pytest.mark.parametrize("what", PATTERNS)
-@torch.no_grad()
-def test_packed_is_within_the_contract_and_live(what: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+needs_panels = pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs AVX-512")
+
+
+@pytest.fixture
+def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "cpu_multiplies_bf16", lambda: False)
-    low = dtype is not torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "weights", "extra_memory"),
+    [
+        ("cpu_packed", torch.float32, "copy", 1.0),
+        ("cpu_packed_fp32", torch.bfloat16, "copy", 2.0),
+        pytest.param("cpu_kept_panels", torch.float32, "copy", 1.0, marks=needs_panels),
+        pytest.param("cpu_panels", torch.float32, "separate", 0.0, marks=needs_panels),
+        pytest.param("cpu_panels_fp32", torch.bfloat16, "separate", 0.0, marks=needs_panels),
+        pytest.param("cpu_panels_fp32", torch.float16, "separate", 0.0, marks=needs_panels),
+    ],
+)
+@pytest.mark.parametrize("what", PATTERNS)
+@pytest.mark.usefixtures("no_bf16")
+@torch.no_grad()
+def test_within_the_contract_and_live(
+    what: str, kernel: str, dtype: torch.dtype, weights: str, extra_memory: float
+) -> None:
     for bias in (False, True):
         torch._dynamo.reset()
         model = Net(what, dtype, bias=bias)
-        fast = compiled(model, what, extra_memory=2.0 if low else 1.0)
+        fast = compiled(model, what, extra_memory=extra_memory, kernels={what: kernel})
         within_contract(model, fast, (2, 8), dtype)
-        assert (site().kernel, site().weights) == ("cpu_packed_fp32" if low else "cpu_packed", "copy")
+        assert (site().kernel, site().weights) == (kernel, weights)
         model.gate.weight.data.mul_(-3)
         within_contract(model, fast, (2, 8), dtype)
 
 
 @pytest.mark.parametrize("what", PATTERNS)
+@pytest.mark.usefixtures("no_bf16")
 @torch.no_grad()
 def test_wide_is_within_the_contract(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "cpu_multiplies_bf16", lambda: False)
+    monkeypatch.setattr(cpu, "panels_unavailable", lambda: "needs AVX-512")
     for rows, bias in itertools.product(((1, 1), (5, 8)), (False, True)):
         torch._dynamo.reset()
         model = Net(what, torch.bfloat16, bias=bias)
@@ -108,19 +129,20 @@ def test_wide_is_within_the_contract(what: str, monkeypatch: pytest.MonkeyPatch)
         assert (site().kernel, site().weights) == ("cpu_fp32_gemm", "separate")
 
 
+@needs_panels
 @pytest.mark.parametrize(
     ("native", "dtype", "rows", "granted", "kernel"),
     [
-        (False, torch.float32, 15, 1.0, "plain"),
-        (False, torch.float32, 16, 1.0, "cpu_packed"),
-        (True, torch.float32, 64, 1.0, "cpu_packed"),
+        (False, torch.float32, 1, 1.0, "plain"),
+        (False, torch.float32, 2, 1.0, "cpu_kept_panels"),
+        (True, torch.float32, 64, 1.0, "cpu_kept_panels"),
         (False, torch.float32, 65, 1.0, "plain"),
-        (False, torch.float32, 16, 0.0, "plain"),
-        (False, torch.bfloat16, 16, 2.0, "cpu_packed_fp32"),
-        (False, torch.bfloat16, 64, 1.0, "cpu_fp32_gemm"),
+        (False, torch.float32, 16, 0.9, "plain"),
+        (False, torch.bfloat16, 1, 0.0, "cpu_panels_fp32"),
+        (False, torch.bfloat16, 16, 2.0, "cpu_panels_fp32"),
+        (False, torch.float16, 300, 0.0, "cpu_panels_fp32"),
         (True, torch.bfloat16, 16, 2.0, "plain"),
         (True, torch.bfloat16, 1, 0.0, "plain"),
-        (False, torch.bfloat16, 16, 0.0, "plain"),
     ],
 )
 @torch.no_grad()
@@ -137,8 +159,76 @@ def test_which_kernel_a_linear_gets(
 @torch.no_grad()
 def test_weights_that_do_not_fill_the_blocks_are_not_packed() -> None:
     model, x = nn.Linear(HIDDEN, 100), torch.randn(16, HIDDEN)
-    torch.testing.assert_close(compiled(model, "linear", extra_memory=9.0)(x), model(x))
-    assert (site().kernel, site().weights) == ("plain", "separate")
+    with pytest.raises(fxfuse.OptionError, match=r"needs weights \(multiple of 64, multiple of 16\); .*\(100, 64\)"):
+        compiled(model, "linear", extra_memory=9.0, kernels={"linear": "cpu_packed"})(x)
+
+
+@needs_panels
+@torch.no_grad()
+def test_panels_of_every_form() -> None:
+    """Odd sizes, edges of tiles and panels, strides, threads; what lies beside the operands is never touched."""
+    threads = torch.get_num_threads()
+    for (m, n, k), dtype in itertools.product(
+        [
+            (1, 35, 577),
+            (1, 7, 3),
+            (2, 1, 1),
+            (3, 31, 385),
+            (14, 32, 192),
+            (15, 33, 193),
+            (29, 96, 16),
+            (4, 5, 0),
+            (0, 3, 4),
+        ],
+        panels.TYPES,
+    ):
+        torch.set_num_threads(1 + m % 2)
+        storage = torch.full((n + 2, k + 3), torch.nan, dtype=dtype)
+        weight, x, bias = storage[1 : n + 1, 1 : k + 1].copy_(torch.randn(n, k)), torch.randn(m, k), torch.randn(n)
+        beside = torch.full((m * k + 2,), torch.nan)
+        x = beside[1 : m * k + 1].view(m, k).copy_(x)
+        exact = F.linear(x.double(), weight.double(), bias.double())
+        whole = params.panels("w")(weight.float())
+        assert torch.equal(params.panels("w").inverse(whole, [(n, k)])[0], weight.float())
+        for found in (
+            panels.panel_linear(x, weight, bias), panels.kept_panel_linear(x, whole, bias, n),
+            panels.panel_linear(x.t().contiguous().t(), weight.t().contiguous().t(), bias),
+        ):  # fmt: skip
+            torch.testing.assert_close(found.double(), exact, atol=1e-4, rtol=1e-5)
+    torch.set_num_threads(threads)
+    x, weight = torch.randn(5, 64), torch.randn(40, 64)
+    weight[7, 3] = torch.inf
+    x[2, 1] = torch.nan
+    torch.testing.assert_close(panels.panel_linear(x, weight, None), F.linear(x, weight), equal_nan=True)
+
+
+@needs_panels
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((torch.ones(2, 4).double(), torch.ones(3, 4), None), r"input torch.float64 \(2, 4\); .* torch.float32"),
+        ((torch.ones(2, 5), torch.ones(3, 4), None), r"input torch.float32 \(2, 5\); it must be .* \(..., 4\)"),
+        ((torch.ones(2, 4), torch.ones(3, 4).double(), None), "a weight torch.float64"),
+        ((torch.ones(2, 4), torch.ones(3, 4), torch.ones(4)), r"a bias torch.float32 \(4,\)"),
+    ],
+    ids=["input's dtype", "input's size", "weight's dtype", "bias' size"],
+)
+def test_what_panels_refuse(args: tuple[Tensor, Tensor, Tensor | None], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        panels.panel_linear(*args)
+    with pytest.raises(RuntimeError, match=r"given panels torch.float32 \(1, 4, 32\); they must be .*\(2, 4, 32\)"):
+        panels.kept_panel_linear(torch.ones(2, 4), torch.ones(1, 4, 32), None, 33)
+
+
+@needs_panels
+def test_panels_round_less_than_eager() -> None:
+    for k in (576, 1536):
+        x, weight = torch.randn(16, k), torch.randn(640, k)
+        exact = F.linear(x.double(), weight.double())
+        ours, eager = (found.double().sub(exact).pow(2).mean() for found in (
+            panels.panel_linear(x, weight, None), F.linear(x, weight)
+        ))  # fmt: skip
+        assert ours <= 1.1 * eager
 
 
 def test_a_site_that_needs_a_gradient_is_not_packed() -> None:
@@ -162,8 +252,9 @@ def test_folded_norm_scales(norm: str, kernel: str, placement: str, dtype: torch
     within_contract(model, fast, (3,), dtype)
 
 
+@needs_panels
 @torch.no_grad()
-def test_packed_weights_through_inductor_are_live_too() -> None:
+def test_kept_panels_through_inductor_are_live_too() -> None:
     model, x = Net("rms_norm_gated_mlp", torch.float32, bias=True), torch.randn(16, HIDDEN)
     fast = compiled(model, "rms_norm_gated_mlp", extra_memory=1.0, inner="inductor")
     for change in (
@@ -171,5 +262,5 @@ def test_packed_weights_through_inductor_are_live_too() -> None:
     ):  # fmt: skip
         change(model.up.weight)
         torch.testing.assert_close(fast(x), model(x), atol=1e-5, rtol=1e-5)
-    assert (site().kernel, site().weights) == ("cpu_packed", "copy")
+    assert (site().kernel, site().weights) == ("cpu_kept_panels", "copy")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

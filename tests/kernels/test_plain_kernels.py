@@ -149,6 +149,7 @@ def test_the_kernel_follows_cpu_dtype_and_rows(
     native: bool, dtype: torch.dtype, rows: int, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "cpu_multiplies_bf16", lambda: native)
+    monkeypatch.setattr(cpu, "panels_unavailable", lambda: "needs AVX-512")
     block, x = Block().to(dtype), torch.randn(rows, HIDDEN, dtype=dtype)
     compiled = torch.compile(block, backend="fxfuse", options={"inner": "eager", "on_error": "raise"})
     out = compiled(x)

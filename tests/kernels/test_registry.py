@@ -340,3 +340,14 @@ def test_the_machine_of_a_cpu() -> None:
 def test_tritons_version_is_told_without_importing_it() -> None:
     triton = pytest.importorskip("triton")
     assert machine.triton_version() == tuple(int(n) for n in triton.__version__.partition("+")[0].split(".")[:3])
+
+
+def test_a_kernel_whose_op_cannot_be_had_is_not_chosen_and_says_why(scaled: Any) -> None:
+    def builds() -> None:
+        raise RuntimeError("no C++ compiler was found")
+
+    def function(x: Any, w: Any) -> Any:
+        return x * w
+
+    kernel(scaled, name="built", default=True, op=builds)(function)
+    assert kernels_for(scaled)["built"].unloadable == "cannot have its op: no C++ compiler was found"

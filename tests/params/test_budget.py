@@ -145,7 +145,7 @@ def test_a_site_says_which_bytes_it_wanted_and_does_without(granted: float) -> N
     held = [c for c in copies() if any(ref() is p for ref in c.refs for p in model.parameters())]
     assert sum(copy.bytes for copy in held) == site.extra_bytes <= granted * wanted
     if granted >= 1:
-        assert (site.kernel, site.weights, site.extra_bytes, site.notes) == ("cpu_packed", "copy", wanted, ())
+        assert (site.kernel, site.weights, site.extra_bytes, site.notes) == ("cpu_kept_panels", "copy", wanted, ())
     else:
         assert (site.kernel, site.weights, site.extra_bytes) == ("plain", "separate", 0)
         assert [f"wants {2 * 64 * 128 * 4} bytes" in n or f"wants {wanted} bytes" in n for n in site.notes] == (

@@ -47,11 +47,12 @@ def test_other_ways_to_call(placement: str) -> None:
     }  # fmt: skip
 
 
-def test_packed_weights_after_every_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes that fill oneDNN's blocks: the copies are opaque, made of three parameters in each layer."""
+@pytest.mark.parametrize("kernel", ["cpu_packed", "cpu_kept_panels"])
+def test_packed_weights_after_every_event(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that fill oneDNN's blocks, whose copies are opaque; of three parameters in each layer."""
     monkeypatch.setattr(tiny, "HIDDEN", 64)
     monkeypatch.setattr(tiny, "INNER", 128)
-    fast = compiled(lambda model, x: model(x), "copy", weights="auto")
+    fast = compiled(lambda model, x: model(x), "copy", weights="auto", kernels={"rms_norm_gated_mlp": kernel})
     with torch.no_grad():
         for event in EVENTS:
             torch.manual_seed(1)
@@ -62,7 +63,7 @@ def test_packed_weights_after_every_event(monkeypatch: pytest.MonkeyPatch) -> No
             for _ in range(2):
                 assert not _differs(fast, model, x), event
                 assert other is None or not _differs(fast, other, x), event
-    assert [(s.kernel, s.weights) for s in fxfuse.reports()[-1].sites] == [("cpu_packed", "copy")] * 2
+    assert [(s.kernel, s.weights) for s in fxfuse.reports()[-1].sites] == [(kernel, "copy")] * 2
     assert _graphs() == 1
 
 

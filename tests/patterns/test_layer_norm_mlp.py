@@ -15,6 +15,9 @@ SHAPES = {
 }  # fmt: skip
 
 
+BEFORE = {"affine": "scale_shift", "order": "before", "store": "rows"}
+
+
 def gelu_new(h):
     return 0.5 * h * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (h + 0.044715 * torch.pow(h, 3.0))))
 
@@ -23,6 +26,7 @@ ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda h: F.gelu(h, approximate="tanh"),
     "gelu_new": gelu_new,
+    "quick_gelu": lambda h: h * torch.sigmoid(1.702 * h),
     "relu": torch.relu,
     "relu2": lambda h: torch.square(F.relu(h)),
 }
@@ -54,7 +58,7 @@ def columns(act):
 def test_activations(act, dtype):
     model, x = Spelled(before(ACTIVATIONS[act]), dtype, **SHAPES), noise(2, 3, 8, dtype=dtype)
     label = "gelu_tanh" if act == "gelu_new" and dtype is torch.float32 else act
-    assert variants(model, x, pattern=NAME) == [{"order": "before", "store": "rows", "act": label}]
+    assert variants(model, x, pattern=NAME) == [{**BEFORE, "act": label}]
 
 
 @pytest.mark.parametrize("dtype", EVERY_DTYPE)
@@ -63,7 +67,7 @@ def test_activations(act, dtype):
 ])  # fmt: skip
 def test_orders_and_storage(body, order, store, dtype):
     model, x = Spelled(body(F.gelu), dtype, **SHAPES), noise(2, 3, 8, dtype=dtype)
-    assert variants(model, x, pattern=NAME) == [{"order": order, "store": store, "act": "gelu"}]
+    assert variants(model, x, pattern=NAME) == [{**BEFORE, "order": order, "store": store, "act": "gelu"}]
     run(model, x, pattern=NAME, expect=1, exact=False)
 
 
@@ -74,7 +78,17 @@ def test_norm_by_hand():
         return F.linear(F.relu(F.linear(h, m.fc)), m.proj)
 
     model = Spelled(body, **SHAPES)
-    assert variants(model, noise(2, 8), pattern=NAME) == [{"order": "before", "store": "rows", "act": "relu"}]
+    assert variants(model, noise(2, 8), pattern=NAME) == [{**BEFORE, "act": "relu"}]
+
+
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+def test_norm_without_a_bias(dtype):
+    def body(m, x):
+        return x + F.linear(F.gelu(F.linear(F.layer_norm(x, (8,), m.w, None, 1e-5), m.fc)), m.proj)
+
+    model, x = Spelled(body, dtype, **SHAPES), noise(2, 3, 8, dtype=dtype)
+    assert variants(model, x, pattern=NAME) == [{**BEFORE, "affine": "scale", "act": "gelu"}]
+    run(model, x, pattern=NAME, expect=1, exact=False)
 
 
 def parallel(m, x):
@@ -108,7 +122,29 @@ def scaled(m, x):
     return F.linear(F.gelu(F.linear(norm(m, x), m.fc)) * 0.5, m.proj)
 
 
+def no_weight(m, x):
+    """OLMo."""
+    return F.linear(F.gelu(F.linear(F.layer_norm(x, (8,)), m.fc)), m.proj)
+
+
+def one_more(m, x):
+    """Nemotron's LayerNorm1P."""
+    return F.linear(F.gelu(F.linear(F.layer_norm(x, (8,), m.w + 1.0, m.b), m.fc)), m.proj)
+
+
+def quick_gelu_of_another_slope(m, x):
+    h = F.linear(norm(m, x), m.fc)
+    return F.linear(h * torch.sigmoid(1.7 * h), m.proj)
+
+
+def quick_gelu_of_two(m, x):
+    h = norm(m, x)
+    return F.linear(F.linear(h, m.fc) * torch.sigmoid(1.702 * F.linear(h, m.fc, m.fcb)), m.proj)
+
+
 @pytest.mark.parametrize(("body", "codes"), [
+    (no_weight, {"OP", "ALTERNATIVES"}), (one_more, {"NOT_A_PARAM", "OP", "ALTERNATIVES"}),
+    (quick_gelu_of_another_slope, {"LITERAL", "ALTERNATIVES"}), (quick_gelu_of_two, {"OP", "BINDING", "ALTERNATIVES"}),
     (parallel, {"EXTERNAL_USE", "BINDING"}), (other_residual, {"BINDING"}), (no_activation, {"ALTERNATIVES", "OP"}),
     (gated, {"OP", "ALTERNATIVES"}), (root_mean_square, {"OP", "ALTERNATIVES"}),
     (active_dropout, {"OP", "ALTERNATIVES"}),

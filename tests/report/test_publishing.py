@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from support import Net, mlp, options, rms, rows
 import fxfuse
 
 ROOT = Path(__file__).parents[2]
+TLPARSE = shutil.which("tlparse", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 PROGRAM = """
 import torch
 from end_to_end.tiny import Tiny, batch, compiled
@@ -65,11 +68,19 @@ def test_reports_are_written_whole(how: str, tmp_path: Path, monkeypatch: pytest
     assert fxfuse.Report.load(path).captured[0].whole
 
 
-def test_torch_logs_and_the_structured_trace(tmp_path: Path) -> None:
-    done = run(TORCH_LOGS="+fxfuse", TORCH_TRACE=str(tmp_path))
-    assert "fxfuse: rewrote 2 rms_norm_gated_mlp" in done.stderr
-    assert "x2 layers.{0-1}.norm + layers.{0-1}.mlp" in done.stderr, "with a plus it is the whole report"
-    (log,) = tmp_path.iterdir()
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What a run with ``TORCH_LOGS`` and ``TORCH_TRACE`` logs, and the trace that it leaves."""
+    folder = tmp_path_factory.mktemp("trace")
+    done = run(TORCH_LOGS="+fxfuse", TORCH_TRACE=str(folder))
+    (log,) = folder.iterdir()
+    return done.stderr, log
+
+
+def test_torch_logs_and_the_structured_trace(traced: tuple[str, Path]) -> None:
+    said, log = traced
+    assert "fxfuse: rewrote 2 rms_norm_gated_mlp" in said
+    assert "x2 layers.{0-1}.norm + layers.{0-1}.mlp" in said, "with a plus it is the whole report"
     lines = log.read_text(encoding="utf-8").splitlines()
     found = {}
     for at, line in enumerate(lines):
@@ -87,6 +98,21 @@ def test_torch_logs_and_the_structured_trace(tmp_path: Path) -> None:
     assert entry["artifact"]["encoding"] == "json"
     assert (entry["frame_id"], entry["frame_compile_id"]) == (0, 0), "listed under its compile"
     assert fxfuse.Report.from_json(payload).rewritten["rms_norm_gated_mlp"] == 2
+
+
+@pytest.mark.skipif(TLPARSE is None, reason="tlparse is not installed")
+def test_tlparse_lists_the_reports_under_their_compile(traced: tuple[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = [str(TLPARSE), str(traced[1]), "-o", str(out), "--no-browser"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    index = json.loads((out / "compile_directory.json").read_text(encoding="utf-8"))
+    (entry,) = [one for compile_id, one in index.items() if "0/0" in compile_id]
+    names = {re.sub(r"_\d+\.\w+$", "", Path(one["name"]).name) for one in entry["artifacts"]}
+    assert names >= {"fxfuse_report", "fxfuse_report_json"}
+    (written,) = out.rglob("fxfuse_report_json*.json")
+    assert fxfuse.Report.load(written).rewritten["rms_norm_gated_mlp"] == 2
+    assert "fxfuse_report" in (out / "index.html").read_text(encoding="utf-8")
 
 
 def test_quiet_where_nobody_asked(capfd: pytest.CaptureFixture[str]) -> None:

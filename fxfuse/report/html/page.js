@@ -165,6 +165,10 @@
   }
   function small(rows, all, classes) {
     const made = panes(rows, classes);
+    // Where nothing changes, one side says it all, in full lines.
+    const same = all.every(([b, a]) => b === a) || rows.every((row) => row.cut || row[0] === row[1]);
+    made.box.classList.toggle("same", same);
+    if (same) made.box.querySelector(".cap").textContent = "as captured, and as compiled: nothing changes here";
     const fill = () => {
       made.left.replaceChildren(); made.right.replaceChildren();
       for (const row of rows) {
@@ -263,8 +267,8 @@
       if (d.expected) table.append(rowOf("expected", code(d.expected)));
       if (d.found) table.append(rowOf("found", code(d.found)));
       if (d.pattern_line) table.append(rowOf("pattern", code(d.pattern_line), " ", code(d.pattern_text || "")));
-      if (d.graph_node) table.append(rowOf("graph", code(d.graph_node + (d.graph_type ? ": " + d.graph_type : "")), " ", d.graph_path || "", " ", code(`${d.graph_line || ""}  ${d.graph_text || ""}`)));
-      if (d.reader_node && d.reader_node !== d.graph_node) table.append(rowOf(site.code === "MUTATION" ? "writer" : "reader", code(d.reader_node), " ", d.reader_path || "", " ", code(`${d.reader_line || ""}  ${d.reader_text || ""}`)));
+      if (d.graph_node) table.append(rowOf("graph", code(d.graph_node + (d.graph_type ? ": " + d.graph_type : "")), " ", code(d.graph_path || ""), " ", code(`${d.graph_line || ""}  ${d.graph_text || ""}`)));
+      if (d.reader_node && d.reader_node !== d.graph_node) table.append(rowOf(site.code === "MUTATION" ? "writer" : "reader", code(d.reader_node), " ", code(d.reader_path || ""), " ", code(`${d.reader_line || ""}  ${d.reader_text || ""}`)));
     }
     box.append(table);
     const also = site.also.filter((r) => r.sentence !== (d && d.sentence));
@@ -330,7 +334,7 @@
       (side === "before" && site.nodeSet.has(node.name) && !site.erasedSet.has(node.name) ? (site.outcome === "rewritten" ? "stay" : "part") : "");
     const inside = (row) => (row[0] && (site.nodeSet.has(row[0].name) || (d && (d.graph_node === row[0].name || d.reader_node === row[0].name)))) || (row[1] && site.newSet.has(row[1].name));
     const rows = g ? hunks(aligned(g), inside, CONTEXT) : [];
-    out.push(el("h3", {}, "Before and after"));
+    out.push(el("h3", {}, site.outcome === "rewritten" ? "Before and after" : "In the graph"));
     if (rows.length) {
       out.push(small(rows, aligned(g), classes));
       const legend = site.outcome === "rewritten" ? "- goes away   + comes in its place   ~ reads it   brown bar: stays, because others read it" : "blue bar: part of the site   red: where it differs   brown: who else reads it";

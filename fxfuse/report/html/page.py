@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from fxfuse.report.html.model import data_of, groups_of, label_of, words_of
 from fxfuse.report.record import Report
-from fxfuse.report.text import bytes_words
+from fxfuse.report.text import bytes_words, looked_for
 
 _UNSAFE = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
@@ -36,6 +36,7 @@ def page(report: Report) -> str:
         shared=bytes_words(sum(s.shared_bytes for s in report.sites)),
         extra=bytes_words(sum(s.extra_bytes for s in report.sites)),
         text=str(report),
+        nothing=looked_for(report) if report.patterns else "No place in what was compiled looked like a pattern.",
         options=json.dumps(dict(report.options), indent=1, default=str),
         data=embedded(data_of(report)),
         style=Markup(_asset("page.css")),
