@@ -258,10 +258,14 @@ def _cut(term: Term, depth: int) -> tuple[int, tuple[OpTerm, ...]] | None:
 
 
 def _outermost(term: Term) -> Iterator[OpTerm]:
-    """The ops nearest the root, one on each way to it; casts may be absent at a site, so they are none."""
+    """Ops of which one is in every match: of each alternative its distinctive ones, else those nearest the root.
+
+    Casts may be absent at a site, so they are none.
+    """
     if isinstance(term, ChoiceTerm):
         for alternative in term.alternatives.values():
-            yield from _outermost(alternative)
+            cut = _cut(alternative, 0)
+            yield from cut[1] if cut is not None else _outermost(alternative)
     elif isinstance(term, OpTerm) and term.op == "cast":
         yield from _outermost(term.args["input"])
     elif isinstance(term, OpTerm):

@@ -350,4 +350,4 @@ def test_a_kernel_whose_op_cannot_be_had_is_not_chosen_and_says_why(scaled: Any)
         return x * w
 
     kernel(scaled, name="built", default=True, op=builds)(function)
-    assert kernels_for(scaled)["built"].unloadable == "cannot have its op: no C++ compiler was found"
+    assert kernels_for(scaled)["built"].unloadable == "cannot have its op: RuntimeError: no C++ compiler was found"
