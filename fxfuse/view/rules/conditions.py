@@ -7,9 +7,11 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 
 from fxfuse.safeguards import safeguard
 from fxfuse.view.leaves import LeafKind
+from fxfuse.view.ops import READS_METADATA_ONLY
 from fxfuse.view.values import Value
 
 if TYPE_CHECKING:
@@ -61,6 +63,15 @@ def is_parameter(value: Any) -> bool:
         and value.leaf is not None
         and value.leaf.kind in (LeafKind.PARAMETER, LeafKind.BUFFER, LeafKind.CONSTANT)
     )
+
+
+def is_read_once(node: fx.Node) -> bool:
+    """Whether one node reads what this one computes. Asking for a size is no reading."""
+    return len(node.users) == 1 or sum(not _asks_for_a_size(user) for user in node.users) == 1
+
+
+def _asks_for_a_size(user: fx.Node) -> bool:
+    return user.op == "call_method" and str(user.target) in READS_METADATA_ONLY
 
 
 def factors(view: View, value: Value) -> tuple[list[Any], list[Any]]:

@@ -14,6 +14,7 @@ from torch import fx
 
 from fxfuse.safeguards import safeguard
 from fxfuse.view.ops import is_transpose_attribute
+from fxfuse.view.rules.conditions import is_read_once
 from fxfuse.view.rules.registry import rule
 from fxfuse.view.values import Value, same_shape, same_size
 
@@ -110,7 +111,7 @@ def rows_and_back(view: View, value: Value) -> Value | None:
     if not isinstance(product, Value) or product.op != "linear" or product.owner is not None:
         return None
     flat = view.operand(product.args["input"])
-    if not isinstance(flat, Value) or flat.op not in _RESHAPES or len(product.node.users) != 1:
+    if not isinstance(flat, Value) or flat.op not in _RESHAPES or not is_read_once(product.node):
         return None
     x = view.operand(flat.args["input"])
     if not isinstance(x, Value) or not x.shape or not flat.shape or not value.shape or not product.shape:
