@@ -88,8 +88,8 @@ def site_record(found: Found, failure: Failure | None, modules: Sequence[str], o
 _Word = Any
 """A word of a sentence, or the term or input of the graph that it is made of when somebody reads it."""
 
-_Place = tuple[str, str, str, Any, _Word]
-"""Where a value is, in references to what is there anyway: node, module, innermost frame, type, and its word."""
+_Place = tuple[str, "dict[str, tuple[str, Any]] | None", str, Any, _Word]
+"""Where a value is, in references to what is there anyway: node, modules, innermost frame, type, and its word."""
 
 _Reason = tuple[str, _Word, _Word, "Term | None", bool, "_Place | None", "_Place | None", Sequence[Any]]
 """A failure without what keeps its graph alive: code, expected, found, term, between, where, reader, and of each
@@ -131,7 +131,8 @@ def _placed(operand: object, memo: Memo) -> _Place | None:
     if not isinstance(node, fx.Node):
         return None  # not remembered: nothing keeps its id
     name = "the graph's output" if node.op == "output" else node.name
-    place = name, raw_path(node), last_frame(node), form_of(_tensor(operand)), _word(operand)
+    stack = node.meta.get("nn_module_stack")
+    place = name, stack, last_frame(node), form_of(_tensor(operand)), _word(operand)
     memo[id(operand)] = place
     return place
 
@@ -153,9 +154,9 @@ def _spelled(word: _Word) -> Any:
 def _record(reason: _Reason, attempt: Mapping[str, Any]) -> ReasonRecord:
     code, expected, found, term, between, where, reader, tried = reason
     said = Failure(code, words(_spelled(expected)), _spelled(found), term, between=between)
-    node, path, trace, form, _ = where if where is not None else _NOWHERE
+    node, stack, trace, form, _ = where if where is not None else _NOWHERE
     line, text = _line_of(trace)
-    reader_node, reader_path, reader_trace, _, _ = reader if reader is not None else _NOWHERE
+    reader_node, reader_stack, reader_trace, _, _ = reader if reader is not None else _NOWHERE
     reader_line, reader_text = _line_of(reader_trace)
     author = _author_line(term)
     return ReasonRecord(
@@ -170,17 +171,17 @@ def _record(reason: _Reason, attempt: Mapping[str, Any]) -> ReasonRecord:
         graph_type=type_words(form),
         graph_line=line,
         graph_text=text,
-        graph_path=readable_path(path) if path else "",
+        graph_path=readable_path(innermost(stack)),
         reader_node=reader_node,
         reader_line=reader_line,
         reader_text=reader_text,
-        reader_path=readable_path(reader_path) if reader_path else "",
+        reader_path=readable_path(innermost(reader_stack)),
         tried=Later(partial(_attempts, tried)) if tried else (),
         **attempt,
     )
 
 
-_NOWHERE: _Place = ("", "", "", None, "")
+_NOWHERE: _Place = ("", None, "", None, "")
 
 
 def _attempts(tried: Sequence[Any]) -> Iterable[ReasonRecord]:
@@ -228,7 +229,11 @@ def _line_of(trace: str) -> tuple[str, str]:
 
 def raw_path(node: fx.Node) -> str:
     """The innermost module's path as Dynamo writes it."""
-    stack = node.meta.get("nn_module_stack")
+    return innermost(node.meta.get("nn_module_stack"))
+
+
+def innermost(stack: dict[str, tuple[str, Any]] | None) -> str:
+    """The last path of a ``nn_module_stack``."""
     return str(next(reversed(stack.values()))[0]) if stack else ""
 
 

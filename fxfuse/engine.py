@@ -367,8 +367,21 @@ class _Work:
             results=self.results if placement != "inline" else None,
         )
 
-    def _place(self, site: Found, kernel: Kernel, why: str, placement: str, facts: SiteFacts, in_body: bool) -> Plan:
-        """Where the kernel finds its weights; a placement that cannot be had becomes `separate`, with a note."""
+    def _place(
+        self,
+        site: Found,
+        kernel: Kernel,
+        why: str,
+        placement: str,
+        facts: SiteFacts,
+        in_body: bool,
+        refused: tuple[str, ...] = (),
+    ) -> Plan:
+        """Where the kernel finds its weights; a placement that cannot be had becomes `separate`, with a note.
+
+        Args:
+            refused: kernels whose copies were too large, so that this is the next one.
+        """
         if not kernel.derive:
             notes: tuple[str, ...] = ()
             if placement not in {"auto", "separate"}:
@@ -387,10 +400,16 @@ class _Work:
                 self.budget.plan(self._wanted(site, kernel) or ())
             return Plan(site, kernel, wanted, why)
         note = f"weights are not placed by {wanted!r}: {problem}"
+        asked = bool(self.options.kernels_named(site.pattern.name))
+        if self.options.weights_for(site.pattern.name) == "copy" and not asked:
+            refused = (*refused, kernel.name)
+            smaller, said = choose(site.pattern, facts, derived=True, placement="copy", without=refused)
+            if smaller is not None:
+                plan = self._place(site, smaller, said, "copy", facts, in_body, refused)
+                return replace(plan, notes=(f"not {kernel.name}: {problem}", *plan.notes))
         plain, other = choose(site.pattern, facts, derived=False)
         if plain is None and site.pattern.name in self.options.named:
             plain, other = fastest(site.pattern, facts, may_derive=False)
-        asked = bool(self.options.kernels_named(site.pattern.name))
         if isinstance(other, Loss) and not asked:
             return Plan(site, None, "", "", Failure("COST", other, operand=site.seed), notes=(note,))
         if plain is None and not asked and not inlinable:
@@ -523,8 +542,9 @@ class _Work:
 
     def _positions(self, found: Found) -> list[int]:
         """Those of the inputs of the graph that a match captures, and of which the caller knows the path."""
-        captured = found.match.captured_values() if found.match is not None and self._known else ()
-        own = {v.leaf.position for v in captured if v.leaf is not None}
+        if found.match is None or not self._known:
+            return []
+        own = {v.leaf.position for v in found.match.captured_values() if v.leaf is not None}
         return [position for position in self._known if position in own]
 
     @cached_property

@@ -20,7 +20,18 @@ from torch import fx
 from fxfuse import paths
 from fxfuse.authoring import Pattern, Region
 from fxfuse.authoring.terms import Line
-from fxfuse.describe import FRAME, LONGEST_LINE, Memo, form_of, last_frame, noted, raw_path, short_path, type_words
+from fxfuse.describe import (
+    FRAME,
+    LONGEST_LINE,
+    Memo,
+    form_of,
+    innermost,
+    last_frame,
+    noted,
+    raw_path,
+    short_path,
+    type_words,
+)  # fmt: skip
 from fxfuse.kernels import Kernel
 from fxfuse.match import Failure, Found, Match
 from fxfuse.program import Ref, code_of, plain, target_name
@@ -138,7 +149,7 @@ class Recorder:
         """
         taken = self._graphs.get(found.seed.node.graph)
         note = noted(found, failure, outcome, self._memo)
-        stacks = [next(reversed(s.values()))[0] if (s := n.meta.get("nn_module_stack")) else "" for n in found.nodes]
+        stacks = [n.meta.get("nn_module_stack") for n in found.nodes]
         match = found.match
         captures: list[tuple[str, tuple[Any, ...]]] = []
         canonical: list[tuple[str, str, list[str], tuple[str, ...]]] = []
@@ -161,7 +172,7 @@ class Recorder:
 
         def read() -> Site:
             return note.site(
-                modules_of(map(readable_path, stacks), positions, known),
+                modules_of([readable_path(innermost(stack)) for stack in stacks], positions, known),
                 pattern_line=short_path(line),
                 body=taken.body if taken is not None else "",
                 device=str(device) if device is not None else "",

@@ -8,7 +8,7 @@ was measured, it is the narrowest of those that were declared a safe default.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -120,7 +120,13 @@ def granted(pattern: Pattern, facts: SiteFacts) -> tuple[Kernel | None, str]:
 
 
 def choose(
-    pattern: Pattern, facts: SiteFacts, *, derived: bool, either: bool = False, placement: str | None = None
+    pattern: Pattern,
+    facts: SiteFacts,
+    *,
+    derived: bool,
+    either: bool = False,
+    placement: str | None = None,
+    without: Collection[str] = (),
 ) -> tuple[Kernel | None, str]:
     """The kernel for a site where nobody named one, and a sentence on why (or why none).
 
@@ -128,6 +134,7 @@ def choose(
         derived: take a kernel that derives weights (the user asked for a placement that only such a kernel has).
         placement: where its derived weights must be able to live; None: anywhere.
         either: where the kernels were measured, take the fastest whether it derives weights or not.
+        without: kernels whose weights could not be placed here.
     """
     refused: list[str] = []
     safe: Kernel | None = None
@@ -136,6 +143,8 @@ def choose(
             problem = f"runs only when named: {UNMEASURED}"
         elif problem is None and bool(made.derive) != derived:
             problem = "derives weights" if made.derive else "derives no weights"
+        elif made.name in without:
+            problem = problem or "cannot have its weights here"
         elif problem is None and made.derive and placement is not None and placement not in made.placements:
             problem = f"cannot have its weights placed by {placement!r}"
         elif problem is None:
@@ -147,7 +156,7 @@ def choose(
     found = measured(pattern, facts)
     if found is not None:
         decided = _by_measurement(pattern, facts, found, safe, (True, False) if either else (derived,))
-        if decided is not None:
+        if decided is not None and (decided[0] is None or decided[0].name not in without):
             return decided
     if safe is None:
         return None, "; ".join(refused) or f"no kernel is registered for {pattern.name}"

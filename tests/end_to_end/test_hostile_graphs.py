@@ -481,7 +481,7 @@ def swapping() -> Iterator[None]:
 )
 def test_parameters_can_be_swapped_after_a_compile(swapping: None, weights: str, body: Any, inner: str) -> None:
     model = Net(body)
-    backend = fxfuse.Backend(inner=inner, patterns=[PATTERN], weights=weights, extra_memory=9.0, on_error="raise")
+    backend = fxfuse.Backend(inner=inner, patterns=[PATTERN], weights=weights, on_error="raise")
     fast = torch.compile(model, backend=backend)
     fast(rows())
     assert_rewritten(fxfuse.reports()[-1])
