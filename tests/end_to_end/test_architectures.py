@@ -107,7 +107,9 @@ def test_fp32_logits_from_derived_weights(name: str, placement: str) -> None:
     expected = [logits(model, ids(seed)) for seed in range(3)]
     fast, report = compile_once(model, ids(), **PLACEMENTS[placement])
     assert_sites(family, report)
-    assert {(s.kernel, s.weights) for s in report.sites} == {("stacked", placement)}
+    (kernel,) = {s.kernel for s in report.sites}
+    assert kernel == "stacked" or (kernel, placement) == ("cpu_kept_panels", "copy")  # where the CPU has AVX-512
+    assert {s.weights for s in report.sites} == {placement}
     for seed in range(3):
         close(logits(fast, ids(seed)), expected[seed])
 

@@ -285,4 +285,7 @@ def test_a_copy_only_within_the_memory_that_was_granted(granted: float, weights:
     (report,) = reports
     size = 2 * model.layers[0].mlp.gate.weight.nbytes
     assert {(s.weights, s.extra_bytes) for s in report.sites} == {(weights, size if weights == "copy" else 0)}
-    assert all(bool(s.notes) == (weights != "copy") for s in report.sites)
+    refused = [note for s in report.sites for note in s.notes if note.startswith("weights are not placed by 'copy'")]
+    assert len(refused) == (0 if weights == "copy" else len(report.sites))
+    larger = {note.partition(":")[0] for s in report.sites for note in s.notes} - {"weights are not placed by 'copy'"}
+    assert larger <= {"not cpu_kept_panels", "not stacked"}  # what was tried first, where the machine can run it
