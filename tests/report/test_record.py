@@ -181,7 +181,7 @@ def test_paths_are_those_of_the_model_behind_a_getattr() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("kind", "most"), [("rewritten", 0.03), ("missed", 0.10)])
+@pytest.mark.parametrize(("kind", "most"), [("rewritten", 0.05), ("missed", 0.10)])
 def test_what_nobody_reads_costs_next_to_nothing(kind: str, most: float) -> None:
     """Of graphs that are nothing but sites; of a whole model it is under 2 % (``python -m bench.debugging_cost``)."""
     model, x = (Tiny(6), batch()) if kind == "rewritten" else (Missed(6), rows())
