@@ -46,6 +46,14 @@ ENCODERS = {
 """Of what is not made of text, or makes none: those that are spelled as language models are."""
 
 
+SPREAD = (
+    "afmoe", "apertus", "arcee", "bart", "bert", "bitnet", "cohere2", "deepseek_v3", "exaone4", "falcon", "gemma2",
+    "gemma3_text", "glm4", "gpt2", "gpt_neox", "gpt_oss", "granite", "helium", "llama", "llama4_text", "nanochat",
+    "nemotron", "olmo2", "phi3", "qwen3", "qwen3_moe", "t5:seq2seq",
+)  # fmt: skip
+"""The names that CI runs."""
+
+
 def causal() -> list[Architecture]:
     """Every class of the causal-LM mapping; a class that several entries share is there once for each."""
     return _of(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "causal") + _of(UNMAPPED, "causal")

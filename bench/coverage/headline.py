@@ -60,8 +60,9 @@ def section(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     )
     yield ""
     yield (
-        "A count by the source alone, of decoder layers that call an RMSNorm and then a gated MLP, gives 84: it cannot "
-        "see who else reads the norm nor what an MLP does besides, and leaves out families whose two calls stand apart "
+        "A count by the source alone, of decoder layers that call an RMSNorm and then a gated MLP, differs: it "
+        "cannot see who else reads the norm nor what an MLP does besides, and leaves out families whose two calls "
+        "stand apart "
         "in the text. The families with a model of their own that it can have taken them from are these "
         f"{len(own) + len(shared) + len(others)}: the {len(own)}, and the {len(shared)} and {len(others)} here."
     )

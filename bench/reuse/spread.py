@@ -10,12 +10,6 @@ from typing import Any
 
 import torch
 
-SPREAD = (
-    "afmoe", "apertus", "arcee", "bart:seq2seq", "bert:masked", "bitnet", "cohere2", "deepseek_v3", "exaone4", "falcon",
-    "gemma2", "gemma3_text", "glm4", "gpt2", "gpt_neox", "gpt_oss", "granite", "helium", "llama", "llama4_text",
-    "nanochat", "nemotron", "olmo2", "phi3", "qwen3", "qwen3_moe", "t5:seq2seq",
-)  # fmt: skip
-"""Those of tests/coverage/test_spread.py."""
 LAYERS = 6
 _DEPTHS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers", "num_decoder_layers",
@@ -45,8 +39,10 @@ class Covered:
 
 def covered(names: Sequence[str]) -> list[dict[str, Any]]:
     """A row per model and mode."""
+    from bench.coverage import architectures
+
     rows = []
-    for name in names or SPREAD:
+    for name in names or architectures.SPREAD:
         for mode in ("forward", "backward"):
             rows.append(asdict(_examine(name, mode)))
             print(rows[-1], file=sys.stderr, flush=True)

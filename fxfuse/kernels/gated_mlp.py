@@ -127,15 +127,16 @@ def stacked_biased_bare(x: Any, rows: Any, bias: Any, down: Any, down_bias: Any,
     return _one_gemm(x, rows, bias, down, down_bias, act)
 
 
-def _wide(
-    h: Any, gate: Any, up: Any, gate_up: Any, down: Any,
+def _by(
+    linear: Callable[[Any, Any, Any], Any], h: Any, gate: Any, up: Any, gate_up: Any, down: Any,
     gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any, proj: str, act: str,
 ) -> Any:  # fmt: skip
+    """The MLP with this function for its projections."""
     if proj == "separate":
-        g, u = wide_linear(h, gate, gate_bias), wide_linear(h, up, up_bias)
+        g, u = linear(h, gate, gate_bias), linear(h, up, up_bias)
     else:
-        g, u = halves(wide_linear(h, gate_up, gate_up_bias), proj)
-    return wide_linear(ACTIVATIONS[act](g) * u, down, down_bias)
+        g, u = halves(linear(h, gate_up, gate_up_bias), proj)
+    return linear(ACTIVATIONS[act](g) * u, down, down_bias)
 
 
 @kernel(PATTERN, name="cpu_fp32_gemm", **WIDE)
@@ -146,7 +147,7 @@ def cpu_fp32_gemm(
 ) -> Any:  # fmt: skip
     """fp32 GEMMs from bf16 weights; less rounding than eager, no second copy of any weight."""
     h = normed(x, weight, eps, norm)
-    return _wide(h, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
+    return _by(wide_linear, h, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
 
 
 @kernel(BARE, name="cpu_fp32_gemm", **WIDE)
@@ -155,21 +156,10 @@ def cpu_fp32_gemm_bare(
     gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any, *, proj: str, act: str,
 ) -> Any:  # fmt: skip
     """fp32 GEMMs from bf16 weights; less rounding than eager, no second copy of any weight."""
-    return _wide(x, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
+    return _by(wide_linear, x, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
 
 
 # panels: fxfuse's own GEMM, from the weights as they are, and from kept ones
-
-
-def _in_panels(
-    h: Any, gate: Any, up: Any, gate_up: Any, down: Any,
-    gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any, proj: str, act: str,
-) -> Any:  # fmt: skip
-    if proj == "separate":
-        g, u = low_linear(h, gate, gate_bias), low_linear(h, up, up_bias)
-    else:
-        g, u = halves(low_linear(h, gate_up, gate_up_bias), proj)
-    return low_linear(ACTIVATIONS[act](g) * u, down, down_bias).to(h.dtype)
 
 
 def cpu_panels(
@@ -179,7 +169,8 @@ def cpu_panels(
 ) -> Any:  # fmt: skip
     """In fp32, from the weights as they are, panel by panel; nothing is rounded in between."""
     h = normed(x, weight, eps, norm)
-    return _in_panels(h, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
+    y = _by(low_linear, h, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
+    return y.to(h.dtype)
 
 
 def cpu_panels_bare(
@@ -187,7 +178,8 @@ def cpu_panels_bare(
     gate_bias: Any, up_bias: Any, gate_up_bias: Any, down_bias: Any, *, proj: str, act: str,
 ) -> Any:  # fmt: skip
     """In fp32, from the weights as they are, panel by panel; nothing is rounded in between."""
-    return _in_panels(x, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
+    y = _by(low_linear, x, gate, up, gate_up, down, gate_bias, up_bias, gate_up_bias, down_bias, proj, act)
+    return y.to(x.dtype)
 
 
 for _name, _requires in PANELS.items():

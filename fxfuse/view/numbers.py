@@ -13,7 +13,6 @@ import struct
 from typing import Any
 
 import torch
-from torch import fx
 
 from fxfuse.safeguards import safeguard
 
@@ -26,14 +25,14 @@ SWAPPED_BY_PYTHON = (operator.mul, operator.truediv)
 _LOW = (torch.bfloat16, torch.float16)
 
 
-def rounds_its_number(node: fx.Node, op: str, number: Any, dtype: Any) -> bool:
-    """Whether this ``mul`` or ``div``, whose first operand is ``number``, is another function than the operator's.
+def rounds_its_number(op: str, number: Any, dtype: Any) -> bool:
+    """Whether ``mul`` or ``div``, whose first operand is ``number``, is another function than the operator's.
 
     Args:
         number: a literal, or None for one that the graph gets from outside.
         dtype: the result's; None or a symbol where a pattern leaves it open.
     """
-    if node.target in SWAPPED_BY_PYTHON or dtype in (torch.float32, torch.float64):
+    if dtype in (torch.float32, torch.float64):
         return False
     if isinstance(number, bool) or not isinstance(number, int | float):
         return not FIRST_NUMBER(number is not None)

@@ -266,7 +266,7 @@ class View:
             if self.symbolic or self.meta(first) is not None:  # of a pattern's Scalar its author is told
                 return False
             first = None
-        return rounds_its_number(node, op, first, getattr(meta, "dtype", None))
+        return rounds_its_number(op, first, getattr(meta, "dtype", None))
 
     def _leaf(self, node: fx.Node) -> Value:
         position = self.positions.get(node)

@@ -7,15 +7,10 @@ import pytest
 from bench.coverage import architectures
 from bench.coverage.worker import examine
 
-SPREAD = (
-    "afmoe", "apertus", "arcee", "bart", "bert", "bitnet", "cohere2", "deepseek_v3", "exaone4", "falcon", "gemma2",
-    "gemma3_text", "glm4", "gpt2", "gpt_neox", "gpt_oss", "granite", "helium", "llama", "llama4_text", "nanochat",
-    "nemotron", "olmo2", "phi3", "qwen3", "qwen3_moe", "t5:seq2seq",
-)  # fmt: skip
 KNOWN = {a.name for a in architectures.everything()}
 
 
-@pytest.mark.parametrize("name", [n for n in SPREAD if n in KNOWN])
+@pytest.mark.parametrize("name", [n for n in architectures.SPREAD if n in KNOWN])
 def test_training_in_bf16(name: str) -> None:
     architecture = architectures.by_name(name)
     record = examine(architecture, dtypes=["bf16"], modes=["backward"], together=[], patterns=[PATTERN], seeds=1)
@@ -28,4 +23,4 @@ PATTERN = "rms_norm_gated_mlp"
 
 
 def test_the_spread_is_wide_enough() -> None:
-    assert len([n for n in SPREAD if n in KNOWN]) >= 25
+    assert len([n for n in architectures.SPREAD if n in KNOWN]) >= 25
